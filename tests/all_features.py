@@ -1,4 +1,4 @@
-"""Lists with every kind of feature and every tensor of ``hf_rerank.schema.TENSORS``, for tests."""
+"""Test lists with every kind of feature and every tensor of ``hf_rerank.schema.TENSORS``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ SCHEMA = ListSchema(
     max_list_length=LONGEST,
     max_history_length=6,
 )
-# Columns that hold the outcome, which lists to be ranked lack.
+# Outcome columns, absent from lists to be ranked.
 OUTCOME = ("click", "weight", "looked", "truth")
 
 
 def made_rows(count: int, seed: int = 0, *, outcome: bool = False) -> list[dict[str, Any]]:
-    """Lists of 1 to 30 items, with histories of none to 8, in a random initial order.
+    """Lists of 1 to 30 items, with histories of 0 to 8 entries, in a random initial order.
 
     Args:
-        count: Lists.
-        seed: Of all values.
-        outcome: With labels, weights, propensities and true attraction.
+        count: Number of lists.
+        seed: Seed of all values.
+        outcome: Whether to include labels, weights, propensities and true attraction.
     """
     draw, more = np.random.default_rng(seed), np.random.default_rng([seed, 1])
 

@@ -1,4 +1,4 @@
-"""Fixtures of several folders: scripts in this process, no matplotlib, what the code blocks of the guides find."""
+"""Fixtures for several folders: scripts run in this process, no matplotlib, files for the guides' code blocks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def leave_out_of_garbage_collection() -> None:
-    """All that is there by now, as imported modules: each training begins with a whole collection of the rest."""
+    """Exempts all present objects, such as imported modules: each training starts with a full collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """``run_script(path, *arguments)``: what ``main()`` of a script prints, run in this process."""
+    """``run_script(path, *arguments)``: runs ``main()`` of a script in this process and returns its output."""
     import run_scripts
 
     return partial(run_scripts.run_script, monkeypatch=monkeypatch, capsys=capsys)
@@ -47,7 +47,7 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def guide_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with raw text, prepared lists, a trained model and a user's own files; not to be changed."""
+    """A folder with raw text, prepared lists, a trained model and a user's own files; do not change it."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Runs the code blocks of one guide: Python in one scope, ``hf-rerank`` in this process; others are only checked."""
+"""Runs the code blocks of one guide: Python in one scope, ``hf-rerank`` in this process, others only checked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from readme_pages import ROOT, blocks
 
 from hf_rerank import cli
 
-# Fewer lists and one epoch; everything else is as printed.
+# Fewer lists and one epoch; everything else runs as printed.
 SMALLER = {
     'load_lists("simulated_prm", n_lists=2000)': 'load_lists("simulated_prm", n_lists=120)',
     'load_lists("simulated_prm", n_lists=400)': 'load_lists("simulated_prm", n_lists=120)',
     'principled="scaled"))': 'principled="scaled", num_train_epochs=1))',
 }
-# First words of commands that are other programs', or that would take minutes.
+# First words of commands that belong to other programs or would take minutes.
 NOT_RUN = ("pip", "hf", "ruff", "mypy", "pytest")
 
 
@@ -33,25 +33,25 @@ def smaller(code: str) -> str:
 
 
 def copy_of(files: Path, folder: Path) -> Path:
-    """The files that the guides expect, in a folder that may be changed."""
+    """A copy of the files that the guides expect, which may be changed."""
     shutil.copytree(files, folder)
     return folder
 
 
 def run_page(text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Runs the blocks in their order, in the working directory.
+    """Runs the blocks in order, in the working directory.
 
-    Each ``print(...)  # expected`` prints what its comment says.
+    Each ``print(...)  # expected`` must print the text of its comment.
 
     Returns:
         The names of the Python blocks.
     """
     from hf_rerank.models import auto
 
-    # A page may add a re-ranker of its own; the next test must not know it.
+    # A page may register its own re-ranker; the next test must not see it.
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
     monkeypatch.setattr(auto, "_register", lambda config, model: None)
-    page = ModuleType("page")  # dataclasses look up the module that they are defined in
+    page = ModuleType("page")  # dataclasses look up the module in which they are defined
     monkeypatch.setitem(sys.modules, "page", page)
     for language, code in blocks(text, "python", "bash"):
         if language == "bash":
@@ -76,7 +76,7 @@ def run_command(line: str) -> None:
     words = [re.sub(r"^20000$|^22500$|^24000$|^2000$", "120", word) for word in words[1:]]
     options = check_options(words)
     if words[0] == "push" or any(word.startswith("someone/") for word in words):
-        return  # tests/hub pushes, and fetches by id
+        return  # tests/hub covers pushing, and loading by id
     if words[0] == "export" or "--on-top-of" in words:
         assert Path(options.output_dir).is_dir()  # made once for all pages; trees: tests/commands/test_train_on_top.py
         return
@@ -89,7 +89,7 @@ def run_command(line: str) -> None:
 
 
 def check_options(words: list[str]) -> Any:
-    """The command and all its options exist."""
+    """Checks that the command and all its options exist."""
     from hf_rerank import RerankTrainingArguments
 
     options, others = cli._parser().parse_known_args(words)
@@ -99,7 +99,7 @@ def check_options(words: list[str]) -> Any:
 
 
 def check_script(words: list[str]) -> None:
-    """``scripts/x`` or ``python scripts/x.py --option value``: the file exists, and its source names the options."""
+    """``scripts/x`` or ``python scripts/x.py --option value``: checks that the file and its options exist."""
     script = ROOT / (words[1] if words[0] == "python" else words[0])
     assert script.is_file(), words
     source = script.read_text(encoding="utf-8")

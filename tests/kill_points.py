@@ -1,4 +1,4 @@
-"""Faults of a process that writes, each in a fork of this one: a kill at an operation on the disk, or a full disk."""
+"""Faults of a writing process, each in a fork of this one: a kill at a disk operation, or a full disk."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ KILLED = -signal.SIGKILL
 
 @dataclass(frozen=True)
 class Run:
-    """A process that was started by ``forked``."""
+    """A process started by ``forked``."""
 
     pid: int
     output: int
 
     def end(self) -> tuple[int, str]:
-        """Waits; the exit code, or minus the signal that ended it, and what it printed."""
+        """Waits and returns the exit code, or minus the signal that ended the process, and its output."""
         with os.fdopen(self.output, errors="replace") as output:
             printed = output.read()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), printed
 
 
 def forked(work: Callable[[], int | None], file_size: int | None = None) -> Run:
-    """Starts ``work`` in a process of its own.
+    """Starts ``work`` in a forked process.
 
     Args:
         work: Its return value is the exit code.
-        file_size: The largest size of a file in bytes, at which writes fail as they do on a full disk.
+        file_size: Largest file size in bytes; writes beyond it fail as on a full disk.
     """
-    output, end = os.pipe()  # which has no such limit
+    output, end = os.pipe()  # a pipe is not subject to the limit
     pid = os.fork()
     if pid:
         os.close(end)
@@ -48,7 +48,7 @@ def forked(work: Callable[[], int | None], file_size: int | None = None) -> Run:
     try:
         os.dup2(end, 1)
         os.dup2(end, 2)
-        # Not closed when they are replaced: another file would get their number.
+        # Not closed when replaced: another file would get their descriptor.
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         if file_size is not None:
             import resource
@@ -64,10 +64,10 @@ def forked(work: Callable[[], int | None], file_size: int | None = None) -> Run:
 
 
 def at_operation(folder: Path, number: int, act: Callable[[], None], on_operation: Callable[[], None]) -> None:
-    """Calls ``act`` in this process before its nth operation on the disk below ``folder``, ``on_operation`` at each.
+    """Calls ``act`` in this process before its nth disk operation below ``folder``, and ``on_operation`` at each.
 
-    An operation opens, renames, links, makes or removes a file or folder below ``folder``, brings bytes to the disk,
-    or adds to a Parquet file.
+    An operation opens, renames, links, creates or removes a file or folder below ``folder``, flushes bytes to disk,
+    or appends to a Parquet file.
     """
     seen = 0
     inside = f"{folder}{os.sep}"
@@ -82,7 +82,7 @@ def at_operation(folder: Path, number: int, act: Callable[[], None], on_operatio
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in CALLS and isinstance(arguments[0], str | os.PathLike):
             path = os.fspath(arguments[0])
-            # A path without a folder is one below a folder that is being removed.
+            # A bare file name is one below a folder that is being removed.
             removed = event in ("os.remove", "os.rmdir") and os.sep not in str(path)
             if str(path).startswith(inside) or removed:
                 count()
@@ -101,11 +101,11 @@ def at_operation(folder: Path, number: int, act: Callable[[], None], on_operatio
 
 
 def die_at(folder: Path, number: int) -> None:
-    """Ends this process by SIGKILL before its nth operation on the disk below ``folder``."""
+    """Ends this process by SIGKILL before its nth disk operation below ``folder``."""
     at_operation(folder, number, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: None)
 
 
 def count_operations(folder: Path, counted: Path) -> None:
-    """Adds a byte to ``counted`` for each operation on the disk of this process below ``folder``."""
+    """Adds a byte to ``counted`` for each disk operation of this process below ``folder``."""
     descriptor = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     at_operation(folder, 0, lambda: None, lambda: os.write(descriptor, b".") and None)

@@ -1,4 +1,4 @@
-"""Commands that end in one line."""
+"""Commands that fail with a one-line error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_rerank import cli
 
 
 def mistake(arguments: str | Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command says of its mistake; warnings may stand before it."""
+    """Runs a wrong command and returns its one-line error; warnings may precede it."""
     capsys.readouterr()
     assert cli.main(arguments.split() if isinstance(arguments, str) else list(arguments)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]

@@ -1,4 +1,4 @@
-"""Folders of prepared lists, looked at and changed by tests."""
+"""Reads and changes folders of prepared lists in tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def table_of(folder: Path, split: str) -> pa.Table:
 
 
 def changed(folder: Path, new: Path, change: Callable[[str, pa.Table], pa.Table]) -> Path:
-    """A copy of a prepared folder with other lists."""
+    """A copy of a prepared folder with changed lists."""
     shutil.copytree(folder, new)
     for path in new.glob("*.parquet"):
         pq.write_table(change(path.name.partition("-")[0], pq.read_table(path)), path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent for path in (ROOT / "hf_rerank").rglob("__init__.py"))
-# The generated cards of model_cards/ are no guides; their index is.
+# The generated cards in model_cards/ are not guides; their index is.
 GUIDES = [
     ROOT / "README.md",
     *(package / "README.md" for package in PACKAGES),
@@ -23,7 +23,7 @@ def name_of(page: Path) -> str:
 
 
 def text_of(package: str) -> str:
-    """The README.md of a package, such as ``models`` or ``data/custom``; of the whole library for ``""``."""
+    """The README.md of a package, such as ``models`` or ``data/custom``; ``""``: of the whole library."""
     return (ROOT / "hf_rerank" / package / "README.md").read_text(encoding="utf-8")
 
 
@@ -34,7 +34,7 @@ def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
 
 
 def block(text: str, beginning: str) -> str:
-    """The Python block that starts so."""
+    """The Python block that starts with ``beginning``."""
     (found,) = [code for _, code in blocks(text, "python") if code.startswith(beginning)]
     return found
 
@@ -50,14 +50,14 @@ def anchors(text: str) -> set[str]:
 
 
 def links(text: str) -> Iterator[str]:
-    """The targets of links and pictures that lie in this project."""
+    """The targets of links and images within this project."""
     for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(text)):
         if not re.match(r"[a-z]+:", target):
             yield target
 
 
 def rows_of(text: str, heading: str) -> list[list[str]]:
-    """The cells of the rows of the table whose first line starts with ``heading``."""
+    """The cells of each row of the table whose first line starts with ``heading``."""
     lines = text[text.index(heading) :].splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("|")), len(lines))
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:end]]

@@ -1,4 +1,4 @@
-"""Runs a script of this project in this process, where what it imports is imported already."""
+"""Runs a script of this project in this process, where its imports are already loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 
 def load_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module of a script; scripts of its folder can import each other."""
+    """Imports a script as a module; scripts in its folder can import each other."""
     monkeypatch.syspath_prepend(str(path.parent))
     module = importlib.import_module(path.stem)
     assert module.__file__ is not None
@@ -28,7 +28,7 @@ def load_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def run_script(
     path: Path, *arguments: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """What ``main()`` prints with these arguments on its command line."""
+    """The output of ``main()`` with these command-line arguments."""
     module = load_script(path, monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     capsys.readouterr()
@@ -39,7 +39,7 @@ def run_script(
 
 @contextmanager
 def unchanged_settings() -> Iterator[None]:
-    """Scripts choose numbers of threads and hide progress bars: afterwards they are as before."""
+    """Restores the numbers of threads and the progress bars, which scripts change."""
     threads, of_arrow, of_files = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
     bars = datasets.are_progress_bars_disabled()
     yield

@@ -1,4 +1,4 @@
-"""The benchmarks run, compare what they say they compare, and write what they promise. No time is checked."""
+"""The benchmarks run, make the documented comparisons and write the documented files. No time is checked."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_a_tiny_run_writes_every_row(
+def test_a_tiny_benchmark_run_writes_every_row(
     tmp_path: Path, cost: ModuleType, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Peak memory takes processes of its own, and has a test of its own: it is the number of settings here."""
+    """Peak memory needs separate processes and has its own test: here it is replaced by fixed numbers."""
     measured = mock.create_autospec(cost.peak_memory, side_effect=lambda *_: 10 * measured.call_count)
     monkeypatch.setattr(cost, "peak_memory", measured)
     small = ["--models", "dnn", "--batch-sizes", 4, "--repeats", 1, "--device", "cpu", "--fractions", 0.5]
@@ -65,7 +65,7 @@ def test_a_tiny_run_writes_every_row(
         (["--repeats", "0"], "argument --repeats: invalid count value: '0'"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_wrong_options_give_a_one_line_error(
     arguments: list[str],
     message: str,
     cost: ModuleType,
@@ -83,8 +83,8 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "results").exists()
 
 
-def test_naive_trains_on_the_loss_of_scaled(cost: ModuleType) -> None:
-    """Without dropout both are one number with one gradient: what is compared is how it is computed."""
+def test_naive_setting_has_the_same_loss_and_gradient_as_scaled(cost: ModuleType) -> None:
+    """They are equal without dropout: the benchmark compares only how they are computed."""
     batches = cost.made_batches(2, 6, "cpu")
     trainings = [cost.Training("prm", batches, cost.Setting(name), "cpu") for name in ("naive", "scaled", "none")]
     losses, gradients = [], []
@@ -102,7 +102,7 @@ def test_naive_trains_on_the_loss_of_scaled(cost: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("variant", ["float32", "bf16"])
-def test_a_step_trains_in_its_variant(variant: str, cost: ModuleType) -> None:
+def test_a_step_trains_in_the_precision_of_its_variant(variant: str, cost: ModuleType) -> None:
     training = cost.Training("prm", cost.made_batches(2, 4, "cpu"), cost.Setting("scaled", 0.5, variant), "cpu")
     dtypes = set()
     training.model.scorer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
@@ -115,7 +115,7 @@ def test_a_step_trains_in_its_variant(variant: str, cost: ModuleType) -> None:
     assert training.steps == 1
 
 
-def test_batches_come_round_and_round(cost: ModuleType) -> None:
+def test_batches_are_reused_in_turn(cost: ModuleType) -> None:
     batches = cost.made_batches(2, 4, "cpu")
     training = cost.Training("dnn", batches, cost.Setting("scaled"), "cpu")
     shown: list[Any] = []
@@ -125,8 +125,8 @@ def test_batches_come_round_and_round(cost: ModuleType) -> None:
     assert [next(number for number in (0, 1) if labels is batches[number]["labels"]) for labels in shown] == [0, 1, 0]
 
 
-def test_settings_take_turns(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three steps each to warm up, then in each of two rounds three steps of one setting, three of the other."""
+def test_settings_alternate_within_each_round(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three warm-up steps each; then, in each of two rounds, three steps of one setting and three of the other."""
     order: list[Any] = []
 
     class Recorder:
@@ -143,8 +143,8 @@ def test_settings_take_turns(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     assert [len(rounds) for rounds in times.values()] == [2, 2]
 
 
-def test_rows_compare_within_the_round_and_the_variant(cost: ModuleType) -> None:
-    """Ratios of the rounds: 20/10, 90/30, 50/20 = 2, 3, 2.5; the ratio of the medians would be 50/20 too, not 3."""
+def test_ratios_are_computed_within_each_round_and_variant(cost: ModuleType) -> None:
+    """Ratios per round: 20/10, 90/30, 50/20 = 2, 3, 2.5; their median is 2.5."""
     none, scaled, slow = cost.Setting("none"), cost.Setting("scaled", 0.5), cost.Setting("scaled", 0.5, "bf16")
     base = cost.Setting("none", variant="bf16")
     times = {none: [10.0, 30.0, 20.0], scaled: [20.0, 90.0, 50.0], base: [1.0, 1.0, 2.0], slow: [4.0, 3.0, 2.0]}
@@ -172,16 +172,16 @@ def test_rows_compare_within_the_round_and_the_variant(cost: ModuleType) -> None
 
 
 @pytest.mark.slow
-def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than what backward needs of the hidden layers, 128 x 30 x (500 + 200 + 80) float32, and gradients and two
-    moments of 20,000 x 16 weights: 11.4 + 3.7 MiB. Less than the 400 MiB that the calling process once held."""
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")  # set by the script: taken back afterwards
+def test_peak_memory_covers_only_the_training_steps(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the stored activations, 128 x 30 x (500 + 200 + 80) float32, plus gradients and two moments of
+    20,000 x 16 weights: 11.4 + 3.7 MiB. Less than the 400 MiB that the calling process once held."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")  # set by the script: restored afterwards
     torch.ones(400 * 2**20, dtype=torch.uint8)
     assert 15.1 < cost.peak_memory("dnn", 128, cost.Setting("none"), "cpu", 1) < 200
 
 
-def test_one_training_step_is_timed(run_script: RunScript) -> None:
-    """With the options that were given, and times that are possible: no step is faster than the fastest."""
+def test_training_step_script_reports_its_options_and_times(run_script: RunScript) -> None:
+    """The given options, and plausible times: no step is faster than the fastest."""
     command = [SCRIPT.with_name("training_step.py"), "--model", "dnn", "--principled", "r_drop"]
     found = json.loads(run_script(*command, "--dropout", 0.3, "--batch-size", 4, "--steps", 3))
     assert (found["model"], found["principled"], found["dropout"], found["batch_size"]) == ("dnn", "r_drop", 0.3, 4)
@@ -190,10 +190,10 @@ def test_one_training_step_is_timed(run_script: RunScript) -> None:
 
 
 @pytest.mark.slow
-def test_every_reranker_and_preset_is_measured(
+def test_selected_rerankers_and_presets_are_measured(
     tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows asked for, with the parameters that the equations of the sizes give; on few small batches."""
+    """The requested rows, with parameter counts that follow from the sizes; on few small batches."""
     script = SCRIPT.with_name("rerankers.py")
     rerankers = load_script(script, monkeypatch)
     for name in ("TRAINING_BATCH", "RANKING_BATCH", "CALLS_OF_ONE", "CALLS_OF_MANY"):
@@ -208,7 +208,7 @@ def test_every_reranker_and_preset_is_measured(
         ("raise", "default", 30),
         ("raise", "librerank-ad", 10),
     ]
-    # An item is 5 tables of 16 and 19 numbers, the user 3 tables of 16; 500, 200, 80 and 1 wide layers; 30 places.
+    # An item is 5 tables of 16 and 19 numbers, the user 3 tables of 16; layers of 500, 200, 80 and 1; 30 positions.
     width = 8 * 16 + 19
     layers = (width + 1) * 500 + 501 * 200 + 201 * 80 + 81
     assert rows[0]["parameters"] - rows[0]["parameters_of_tables"] == layers + 30 * width
@@ -223,8 +223,8 @@ def test_every_reranker_and_preset_is_measured(
 
 
 @pytest.mark.slow
-def test_preparing_is_timed_beside_eval(tmp_path: Path, run_script: RunScript) -> None:
-    """Two texts of some hundred lines; the shares of what is reported fit together."""
+def test_preparation_is_timed_and_compared_with_eval(tmp_path: Path, run_script: RunScript) -> None:
+    """Two text files of some hundred lines; the reported ratios are consistent."""
     small = ["--gigabytes", 0.002, 0.001, "--rounds", 1, "--sample", 20, "--scratch", tmp_path]
     printed = run_script(SCRIPT.with_name("preparing.py"), "--output-dir", tmp_path / "results", *small)
     results = json.loads((tmp_path / "results" / "preparing.json").read_text())
@@ -244,11 +244,11 @@ def test_preparing_is_timed_beside_eval(tmp_path: Path, run_script: RunScript) -
     text = (tmp_path / "results" / "preparing.md").read_text()
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 0")] == ["| 0.001", "| 0.002"]
     assert text in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch folder is removed
 
 
 @pytest.mark.slow
-def test_loading_writes_every_row(tmp_path: Path, run_script: RunScript) -> None:
+def test_loading_benchmark_writes_every_row(tmp_path: Path, run_script: RunScript) -> None:
     small = ["--lists", 64, "--ids", 1000, "--rounds", 1, "--batch-sizes", 8, "--steps", 3]
     printed = run_script(SCRIPT.with_name("loading.py"), "--output-dir", tmp_path / "results", *small)
     results = json.loads((tmp_path / "results" / "loading.json").read_text())
@@ -267,10 +267,10 @@ def test_loading_writes_every_row(tmp_path: Path, run_script: RunScript) -> None
 
 
 @pytest.mark.slow
-def test_preparing_ad_is_measured_by_stage(
+def test_ad_preparation_is_measured_by_stage(
     tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On random logs of some thousand lines, whose behaviour log is cut to its beginning."""
+    """On random logs of some thousand lines; the behaviour log is truncated."""
     engines = load_script(SCRIPT.with_name("engines.py"), monkeypatch)
     engines.make_logs(tmp_path / "raw", users=50, impressions=2_000)
     engines.make_behaviours(tmp_path / "raw" / "behavior_log.csv", users=50, behaviours=3_000, at_once=1_000)
@@ -297,12 +297,12 @@ def test_preparing_ad_is_measured_by_stage(
     assert whole["read and cut behavior_log.csv"] == pytest.approx(expected)
     text = (tmp_path / "results" / "preparing_ad.md").read_text()
     assert text.strip() == printed.strip()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "results"]  # the scratch is gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "results"]  # the scratch folder is removed
 
 
-def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """26,557,961 impressions are a hundred times those measured. Making: 10 s of the lists, and 2 s a million
-    behaviours; buckets: 1 GB of the impressions, and 20 bytes a behaviour."""
+def test_list_creation_is_extrapolated_by_impressions_and_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """26,557,961 impressions are a hundred times those measured. Time: 10 s for the lists, and 2 s per million
+    behaviours; buckets: 1 GB for the impressions, and 20 bytes per behaviour."""
     preparing_ad = load_script(SCRIPT.with_name("preparing_ad.py"), monkeypatch)
     rows = []
     for millions in (10, 20):
@@ -322,8 +322,8 @@ def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_polars_and_duckdb_do_the_same_job(tmp_path: Path, run_script: RunScript) -> None:
-    """Both results have the same sums, or it fails."""
+def test_polars_and_duckdb_give_the_same_sums(tmp_path: Path, run_script: RunScript) -> None:
+    """The script fails if the sums differ."""
     small = ["--behaviours", 3000, "--impressions", 2000, "--users", 50, "--rounds", 1, "--scratch", tmp_path]
     run_script(SCRIPT.with_name("engines.py"), "--output-dir", tmp_path / "results", *small)
     (row,) = json.loads((tmp_path / "results" / "engines.json").read_text())["rows"]
@@ -337,8 +337,8 @@ def test_polars_and_duckdb_do_the_same_job(tmp_path: Path, run_script: RunScript
 
 
 @pytest.mark.slow
-def test_serving_writes_both_runtimes(tmp_path: Path, run_script: RunScript) -> None:
-    """A whole call is its parts: what is left for ordering is never negative."""
+def test_serving_benchmark_writes_both_runtimes(tmp_path: Path, run_script: RunScript) -> None:
+    """All times are positive, and the two runtimes give the same scores."""
     script = SCRIPT.with_name("serving.py")
     printed = run_script(script, "--output-dir", tmp_path / "results", "--models", "dnn", "--calls", 60)
     results = json.loads((tmp_path / "results" / "serving.json").read_text())

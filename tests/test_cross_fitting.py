@@ -24,7 +24,7 @@ SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], list_id="id", g
 
 
 class Memory:
-    """Scores 1 for the items of lists that it was trained on, 0 for others."""
+    """Scores 1 for items of lists that it was trained on, 0 for others."""
 
     settings: dict[str, Any] = {}  # noqa: RUF012
 
@@ -37,7 +37,7 @@ class Memory:
 
 
 def rows(n: int) -> list[dict[str, Any]]:
-    """Lists of 2 to 4 items; users have two lists each, every seventh list none. The cheapest item is clicked."""
+    """Lists of 2 to 4 items; two lists per user, every seventh list without a user. The cheapest item is clicked."""
     draw, made = np.random.default_rng(0), []
     for number in range(n):
         prices = draw.permutation(4)[: 2 + number % 3].astype(float).tolist()
@@ -53,7 +53,7 @@ def rows(n: int) -> list[dict[str, Any]]:
     return made
 
 
-def test_every_training_list_is_scored_by_a_ranker_that_has_not_seen_it() -> None:
+def test_training_lists_are_scored_by_a_ranker_that_has_not_seen_them() -> None:
     lists = datasets.Dataset.from_list(rows(40))
     ranker = CrossFittedRanker.fit(Memory, lists, SCHEMA, folds=4, seed=0)
     table = lists.with_format("arrow")[:]
@@ -66,13 +66,15 @@ def test_every_training_list_is_scored_by_a_ranker_that_has_not_seen_it() -> Non
     for user in set(users) - {None}:
         assert len({fold for fold, of in zip(ranker.fold_of_list, users, strict=True) if of == user}) == 1
     assert set(ranker.fold_of_list) == {0, 1, 2, 3}
-    assert len({fold for fold, of in zip(ranker.fold_of_list, users, strict=True) if of is None}) > 1  # not one user
+    assert len({fold for fold, of in zip(ranker.fold_of_list, users, strict=True) if of is None}) > 1  # not one group
     with pytest.raises(InputError, match="--cross-fit 50 needs at least 50 users"):
         CrossFittedRanker.fit(Memory, lists, SCHEMA, folds=50, seed=0)
 
 
 @pytest.mark.slow
-def test_own_lists_without_ranker_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cross_fitting_custom_lists_without_a_ranker_train_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(600)))
     prepare_own(tmp_path / "lists.jsonl", tmp_path / "lists", schema=SCHEMA, progress=False)
     with pytest.raises(InputError, match="--cross-fit 5, which needs none"):
@@ -98,7 +100,7 @@ def test_own_lists_without_ranker_train(tmp_path: Path, capsys: pytest.CaptureFi
         assert np.array_equal(scores, ranker.scores(table)) == (split != "train")
     report = json.loads((tmp_path / "sorted" / "report.json").read_text())["initial_ranker"]
     assert report["folds"] == 3
-    assert report["metrics"]["train"]["ndcg@10"] > 0.9  # the cheapest is clicked: out of fold, too
+    assert report["metrics"]["train"]["ndcg@10"] > 0.9  # the cheapest item is clicked, also out of fold
     assert "3 folds by user" in (tmp_path / "sorted" / "README.md").read_text()
     with pytest.raises(InputError, match="expected at least 2 folds"):
         add_initial_order(tmp_path / "lists", tmp_path / "no", cross_fit=1, progress=False)

@@ -1,4 +1,4 @@
-"""The experiments: their statistics by hand, and that a run which is there is not made again."""
+"""The experiments: written-out statistics, and finished runs that are not repeated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([5.0])["std"] == 0.0
 
 
-def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_finished_runs_are_not_repeated(tmp_path: Path) -> None:
     made: list[str] = []
 
     def run(path: Path, value: int) -> dict[str, int]:
@@ -49,16 +49,16 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_make_every_run(tmp_path: Path) -> None:
-    """Each run is ``os.path.join(path, value)``, which a process finds without the library."""
+def test_two_processes_complete_every_run(tmp_path: Path) -> None:
+    """Each run is ``os.path.join(path, value)``, which a process can import without the library."""
     runs = [(tmp_path / "runs" / f"{value}.json", (value,)) for value in "abc"]
     finish(runs, os.path.join, workers=2)
     assert results(path for path, _ in runs) == [f"{tmp_path}/runs/{value}.json/{value}" for value in "abc"]
 
 
 @pytest.mark.slow
-def test_weights_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed of the smallest experiment, with few cells: every one of them, and every file that is promised."""
+def test_weights_experiment_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed of the smallest experiment, with few cells: all of them, and every documented file."""
     assert {preset: len(factors) for preset, factors in weights.FACTORS.items()} == {"scaled": 8, "paper": 6}
     monkeypatch.setattr(weights, "LENGTHS", (10, 30))
     monkeypatch.setattr(weights, "FACTORS", {"scaled": (1.0, 3.0), "paper": (1.0,)})
@@ -79,8 +79,8 @@ def test_weights_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_vectors_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
-    """Two seeds of the smallest experiment: each row learned from the lists it says, and differences are paired."""
+def test_vectors_experiment_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
+    """Two seeds of the smallest experiment: rows are trained on the documented lists, and differences are paired."""
     command = [FOLDER / "vectors.py", "--output-dir", tmp_path, "--seeds", 2]
     run_script(*command, "--lists", 300, "--epochs", 1, "--dim", 4)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -100,8 +100,8 @@ def test_vectors_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
 
 
 @pytest.mark.slow
-def test_initial_rankers_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
-    """One seed: every order holds the same lists, and what PRM adds is its value minus that of the order."""
+def test_initial_rankers_experiment_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
+    """One seed: all orders contain the same lists, and PRM's gain is its value minus that of the order."""
     command = [FOLDER / "initial_rankers.py", "--output-dir", tmp_path, "--seeds", 1]
     run_script(*command, "--lists", 300, "--epochs", 1)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -119,8 +119,8 @@ def test_initial_rankers_end_to_end(tmp_path: Path, run_script: RunScript) -> No
 
 
 @pytest.mark.slow
-def test_fine_tuning_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
-    """Two seeds of the smallest experiment: as few lists as it says, and differences are paired."""
+def test_fine_tuning_experiment_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
+    """Two seeds of the smallest experiment: as few lists as documented, and differences are paired."""
     command = [FOLDER / "fine_tuning.py", "--output-dir", tmp_path, "--seeds", 2, "--few", 20]
     run_script(*command, "--first-lists", 300, "--second-lists", 200, "--first-epochs", 1, "--epochs", 1)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -143,8 +143,8 @@ def test_fine_tuning_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
     assert "| not tuned |" in (tmp_path / "summary.md").read_text()
 
 
-def test_position_bias_says_what_was_won_back(tmp_path: Path) -> None:
-    """Unbiased clicks give 0.2 more than none, the estimate 0.1 more: half. Of seed 2 not every arm is there."""
+def test_position_bias_summary_reports_the_recovered_fraction(tmp_path: Path) -> None:
+    """Unbiased clicks give 0.2 more than none, the estimate 0.1 more: half. Seed 2 lacks some arms."""
     more = {"none": 0.0, "true": 0.15, "em": 0.1, "harvest": -0.1, "unbiased": 0.2}
     for arm, gain in more.items():
         for seed in (0, 1, 2) if arm == "none" else (0, 1):
@@ -163,8 +163,8 @@ def test_position_bias_says_what_was_won_back(tmp_path: Path) -> None:
     assert table[1][7] == "0.000 |"
 
 
-def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path, run_script: RunScript) -> None:
-    """``show`` makes the file that is kept from the JSON beside it, and the README there has its tables."""
+def test_tree_tables_match_the_committed_numbers(tmp_path: Path, run_script: RunScript) -> None:
+    """``show`` creates the committed file from the JSON next to it, and the README there contains its tables."""
     import shutil
 
     kept = FOLDER / "results" / "trees"
@@ -176,7 +176,7 @@ def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path, run_script
     assert made == (kept / "summary.md").read_text(encoding="utf-8")
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(table in readme for table in made.strip().split("\n\n"))
-    # Two cells by hand, from the numbers themselves.
+    # Two cells, recomputed from the numbers.
     numbers = json.loads((kept / "summary.json").read_text(encoding="utf-8"))["logs"]["simulated"]
     low, mean, high = (numbers["rows"]["PRM now"]["minus trees + position"][place] for place in (1, 0, 2))
     assert f"| PRM | .{round(numbers['rows']['PRM now']['ndcg@10'] * 1e4):04d} |" in made

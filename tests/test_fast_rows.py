@@ -1,4 +1,4 @@
-"""Plain rows: converted at once or column by column, lists are the same, and so is what is said of a wrong one."""
+"""Plain rows: converting them at once or column by column gives the same lists and the same errors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SCHEMA = ListSchema(
 OF_ITEMS, OF_USER = ("item", "shop", "price", "stars"), ("city", "group", "age", "visits")
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    """A plain list of three items; a column is left out by ``...``."""
+def plain_row(**changes: Any) -> dict[str, Any]:
+    """A plain list of three items; a value of ``...`` leaves out the column."""
     columns = {
         "item": [5, 7, 6],
         "shop": [0, 2, 0],
@@ -41,7 +41,7 @@ def row(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if value is not ...}
 
 
-# What comes instead of the three values of a column of items.
+# Replacements for the three values of an item column.
 ODD_ITEMS: dict[str, Any] = {
     "absent": ...,
     "none": None,
@@ -50,7 +50,7 @@ ODD_ITEMS: dict[str, Any] = {
     "long": [1, 2, 3, 4],
     "one value": 5,
     "text": ["a", "b", "c"],
-    "a text": "abc",
+    "one text": "abc",
     "tuple": (1, 2, 3),
     "range": range(3),
     "mixed": [1, "a", 2],
@@ -97,8 +97,8 @@ CASES = [(name, odd, value) for name in OF_ITEMS for odd, value in ODD_ITEMS.ite
 CASES += [(name, odd, value) for name in OF_USER for odd, value in ODD_USER.items()]
 
 
-def outcome(rows: list[dict[str, Any]], schema: ListSchema) -> Any:
-    """The columns as numbers or text and the other fields; or what was said."""
+def columns_or_error(rows: list[dict[str, Any]], schema: ListSchema) -> Any:
+    """The columns as numbers or text and the other fields, or the error message."""
     try:
         lists = Lists.from_rows(rows, schema)
     except InputError as error:
@@ -111,18 +111,18 @@ def outcome(rows: list[dict[str, Any]], schema: ListSchema) -> Any:
 
 
 @pytest.mark.parametrize(("name", "odd", "value"), CASES, ids=[f"{name}: {odd}" for name, odd, _ in CASES])
-def test_nothing_depends_on_how_rows_are_converted(
+def test_fast_and_slow_conversion_give_the_same_lists_and_errors(
     name: str, odd: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, among = [row(**{name: value})], [row(), row(**{name: value}), row(item=[1, 2, 3])]
+    alone, among = [plain_row(**{name: value})], [plain_row(), plain_row(**{name: value}), plain_row(item=[1, 2, 3])]
     short = ListSchema(items=[Categorical("item"), *([] if name == "item" else SCHEMA.items[1:4])], user=SCHEMA.user)
-    at_once = [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
+    at_once = [columns_or_error(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
     monkeypatch.setattr(validation, "read_plain_columns", lambda *_: PlainColumns(None, {}))
-    assert at_once == [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
+    assert at_once == [columns_or_error(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
 
 
-def test_plain_columns_are_found() -> None:
-    found = read_plain_columns([row(), row(item=[1, 2, 3])], SCHEMA)
+def test_plain_columns_are_read() -> None:
+    found = read_plain_columns([plain_row(), plain_row(item=[1, 2, 3])], SCHEMA)
     assert set(found.columns) == {*OF_ITEMS, *OF_USER}
     assert found.lengths is not None
     assert found.lengths.tolist() == [3, 3]
@@ -131,12 +131,12 @@ def test_plain_columns_are_found() -> None:
     assert found.columns["age"].to_pylist() == [31.5, 31.5]
 
 
-def test_what_is_not_plain_hides_only_columns_of_its_kind() -> None:
-    found = read_plain_columns([row(shop=["a", "b", "c"], age=None)], SCHEMA)
+def test_a_column_that_is_not_plain_only_affects_columns_of_its_kind() -> None:
+    found = read_plain_columns([plain_row(shop=["a", "b", "c"], age=None)], SCHEMA)
     assert set(found.columns) == {"price", "stars", "city", "group"}
-    assert not read_plain_columns([row(item=[])], SCHEMA).columns.keys() & set(OF_ITEMS)
+    assert not read_plain_columns([plain_row(item=[])], SCHEMA).columns.keys() & set(OF_ITEMS)
 
 
-def test_no_rows() -> None:
+def test_empty_input_gives_no_columns() -> None:
     assert read_plain_columns([], SCHEMA).columns == {}
     assert len(Lists.from_rows([], SCHEMA)) == 0

@@ -20,18 +20,18 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_every_input_is_ranked_correctly_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_every_input_is_ranked_correctly_or_rejected_with_one_line(name: str, tmp_path: Path) -> None:
     kind = make_kind(name, tmp_path)
     outcomes = Counter[str]()
     for number in range(COUNT):
         what, outcome = kind.try_one(random.Random(f"{name} 0 {number}"))
         assert outcome in (CORRECT, REJECTED), f"{name} {number}, {what}: {outcome}"
         outcomes[outcome] += 1
-    # It is a test of neither if all are of one sort.
+    # Both outcomes must occur, otherwise one of them is not tested.
     assert min(outcomes[CORRECT], outcomes[REJECTED]) > 0
 
 
-def test_the_counts_of_the_long_run_are_those_in_the_readme() -> None:
+def test_the_readme_contains_the_counts_of_the_long_run() -> None:
     found = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
     assert found is not None
     assert found.loader is not None

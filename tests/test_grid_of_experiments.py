@@ -1,4 +1,4 @@
-"""The grid of experiments on principled learning: its worlds, its plan, its runs, and the tables made from them."""
+"""The grid of experiments on principled learning: its worlds, plan and runs, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LISTS = datasets.Dataset.from_dict(
 )
 
 
-def test_lists_are_cut_by_position_not_by_slot() -> None:
-    """Of the positions 2, 0, 1 the first two are in the slots 1 and 2."""
+def test_lists_are_truncated_by_position_not_by_slot() -> None:
+    """Of positions 2, 0, 1, the first two are in slots 1 and 2."""
     cut = worlds.cut_lists(LISTS, SCHEMA, 2)
     assert cut["item_id"][:] == [[8, 9], [5]]
     assert cut["click"][:] == [[1, 0], [1]]
@@ -34,11 +34,11 @@ def test_lists_are_cut_by_position_not_by_slot() -> None:
     assert cut["user"][:] == [1, 2]
 
 
-def test_without_a_position_the_row_is_the_order() -> None:
+def test_without_a_position_column_lists_are_truncated_in_slot_order() -> None:
     assert worlds.cut_lists(LISTS, SCHEMA.replace(position=None), 2)["item_id"][:] == [[7, 8], [5]]
 
 
-def test_no_noise_keeps_the_positions_and_a_random_order_is_a_permutation() -> None:
+def test_reorder_keeps_positions_without_noise_and_permutes_at_random() -> None:
     assert worlds.reorder(LISTS, SCHEMA, noise=0.0, seed=3)["position"][:] == [[2, 0, 1], [0]]
     lists = datasets.Dataset.from_dict({"item_id": [list(range(50))], "click": [[0] * 50]})
     drawn = worlds.reorder(lists, SCHEMA, noise=None, seed=3)["position"][0]
@@ -47,15 +47,15 @@ def test_no_noise_keeps_the_positions_and_a_random_order_is_a_permutation() -> N
     assert worlds.reorder(lists, SCHEMA, noise=None, seed=3)["position"][0] == drawn
 
 
-def test_the_plan_repeats_no_run_and_has_every_base() -> None:
+def test_the_plan_has_unique_runs_and_every_baseline() -> None:
     runs = list(grid.planned(grid.PLAN, 2))
     assert len(runs) == len({run.name for run in runs})
     for run in runs:
         assert any(other.arm == "none" and (other.world, other.length) == (run.world, run.length) for other in runs)
 
 
-def test_groups_by_fixed_point() -> None:
-    """Two lists settle, with clicks 1 and 3; one does not, with 5."""
+def test_lists_are_grouped_by_whether_they_reach_a_fixed_point() -> None:
+    """Two lists with clicks 1 and 3 reach a fixed point; one with 5 does not."""
     values = {
         "fixed_point_rate": np.array([1.0, 0.0, 1.0]),
         "p1_item_obedience": np.array([1.0, 0.2, 0.8]),
@@ -82,7 +82,7 @@ def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -> None:
+def test_differences_are_paired_by_seed_and_in_percent_of_the_baseline(tmp_path: Path) -> None:
     """none: 2, 4 (mean 3); scaled: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
     for arm, clicks in {"none": (2.0, 4.0), "scaled": (2.3, 4.6), "paper": (2.0,)}.items():
         for seed, value in enumerate(clicks):
@@ -96,8 +96,8 @@ def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small world; DLCM without order gets a random one; a second call trains nothing."""
+def test_grid_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small world; DLCM without order is given a random one; a second call trains nothing."""
     orders = {"trained": "moderate", "display": "display"}
     monkeypatch.setattr(worlds, "WORLDS", {name: ("prm_public", 400, order) for name, order in orders.items()})
     monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
@@ -120,8 +120,8 @@ def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == files
 
 
-def test_tables_of_no_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else ``--paste`` would empty the tables of the pages."""
+def test_tables_without_runs_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise ``--paste`` would empty the tables of the pages."""
     monkeypatch.setattr(
         sys, "argv", ["questions.py", "--runs", str(tmp_path), "--output-dir", str(tmp_path / "results"), "--paste"]
     )

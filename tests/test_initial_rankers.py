@@ -1,4 +1,4 @@
-"""Initial rankers: what they learn from, and what they must never read; the order they give, and where it is cut."""
+"""Initial rankers: the data they learn from and must not read, the order they give, and truncation."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def lists(raw: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def in_order(lists: Path) -> dict[str, Path]:
-    """The lists in the order of a poor ranker of each kind, cut to 12 items."""
+def sorted_folders(lists: Path) -> dict[str, Path]:
+    """The lists in the order of a poor ranker of each kind, truncated to 12 items."""
     folders = {}
     for ranker in RANKERS:
         folders[ranker] = lists.with_name(f"by_{ranker}")
@@ -59,7 +59,7 @@ def in_order(lists: Path) -> dict[str, Path]:
 
 
 class TestClickThroughRates:
-    def test_by_hand(self) -> None:
+    def test_rates_match_written_out_arithmetic(self) -> None:
         """Parts 1 and 2 each show value 2 twice; part 1 clicks it twice, part 2 never; part 2 shows value 3 once and
         clicks it. All: 5 shown, 3 clicked, mean 0.6. Value 2: (2 + 20 * 0.6) / (4 + 20) = 14 / 24; value 3:
         (1 + 12) / 21; a value never shown: the mean."""
@@ -67,16 +67,16 @@ class TestClickThroughRates:
         counts.add(np.array([2, 2]), np.array([True, True]), np.array([1, 1]))
         counts.add(np.array([2, 2, 3]), np.array([False, False, True]), np.array([2, 2, 2]))
         assert counts.compute_rates() == pytest.approx(np.array([0.6, 0.6, 14 / 24, 13 / 21, 0.6]), rel=1e-6)
-        # For lists of part 1 only part 2 counts: 3 shown, 1 clicked, mean 1/3; value 2: (0 + 20 / 3) / (2 + 20).
+        # For lists of part 1, only part 2 counts: 3 shown, 1 clicked, mean 1/3; value 2: (0 + 20 / 3) / (2 + 20).
         outside = counts.compute_out_of_fold()
         assert outside[1] == pytest.approx(np.array([1 / 3, 1 / 3, 20 / 66, (1 + 20 / 3) / 21, 1 / 3]), rel=1e-6)
-        # For lists of part 2 only part 1 counts: all of 2 shown were clicked.
+        # For lists of part 2, only part 1 counts: both shown values were clicked.
         assert outside[2] == pytest.approx(np.ones(5))
-        # Part 3 counted nothing: its rates are those of all.
+        # Part 3 has no counts: its rates are those of all parts.
         assert outside[3] == pytest.approx(counts.compute_rates())
 
-    def test_a_list_never_helps_to_count_its_own_rate(self) -> None:
-        """Each id belongs to one user, whose lists are one part: out of fold, clicks of an id never reach its rows."""
+    def test_the_rates_of_a_list_exclude_its_own_clicks(self) -> None:
+        """Each id has one user, whose lists form one part: out of fold, its clicks never affect its rows."""
         ids = [[user, user] for user in range(200)]
         clicks = [[1, 0] if user % 2 else [0, 0] for user in range(200)]
         table = pa.table({"item": ids, "price": [[0.0, 1.0]] * 200, "click": clicks, "user": list(range(200))})
@@ -95,8 +95,8 @@ class TestClickThroughRates:
             assert not clicked[of_part].all()
 
     @pytest.mark.slow
-    def test_the_trees_learn_from_rates_out_of_fold(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Ids as above: what LightGBM is given of a user says nothing of the user's own clicks."""
+    def test_trees_are_trained_on_out_of_fold_rates(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ids as above: the rates passed to LightGBM do not depend on the user's own clicks."""
         lightgbm = pytest.importorskip("lightgbm")
         users = 700
         ids = [[user, user] for user in range(users)]
@@ -120,9 +120,9 @@ class TestClickThroughRates:
             assert len(np.unique(rates[parts == part])) == 1
 
 
-class TestWhatRankersLearnFrom:
+class TestTrainingLists:
     @pytest.mark.slow
-    def test_parts_keep_users_together_and_lists_are_spread(self, lists: Path) -> None:
+    def test_parts_keep_users_together_and_sampled_lists_are_spread_evenly(self, lists: Path) -> None:
         loaded = load_lists(lists)
         chosen = choose_ranker_lists(loaded["ranker_train"], loaded.schema, use=50, seed=0)
         available = len(loaded["ranker_train"])
@@ -140,8 +140,8 @@ class TestWhatRankersLearnFrom:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
-    def test_neither_labels_of_other_splits_nor_order_nor_truth(
-        self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
+    def test_labels_of_other_splits_positions_and_attraction_are_not_read(
+        self, lists: Path, sorted_folders: dict[str, Path], tmp_path: Path, ranker: str
     ) -> None:
         def lie(split: str, table: pa.Table) -> pa.Table:
             table = with_column(table, "position", lambda row: row[::-1])
@@ -152,17 +152,17 @@ class TestWhatRankersLearnFrom:
         options: dict[str, Any] = {"quality": "poor", "max_list_length": 12, "progress": False}
         add_initial_order(lied_to, tmp_path / "sorted", ranker=ranker, **options)
         for split in ("train", "validation", "test"):
-            honest, other = table_of(in_order[ranker], split), table_of(tmp_path / "sorted", split)
+            honest, other = table_of(sorted_folders[ranker], split), table_of(tmp_path / "sorted", split)
             for name in ("position", "item_id", "basic_0"):
                 assert honest.column(name).equals(other.column(name)), (split, name)
             assert not honest.column("click").equals(other.column("click"))
-        saved = [digests(folder / "initial_ranker") for folder in (in_order[ranker], tmp_path / "sorted")]
+        saved = [digests(folder / "initial_ranker") for folder in (sorted_folders[ranker], tmp_path / "sorted")]
         assert saved[0] == saved[1]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
-    def test_labels_of_ranker_train_do_matter(
-        self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
+    def test_labels_of_ranker_train_change_the_order(
+        self, lists: Path, sorted_folders: dict[str, Path], tmp_path: Path, ranker: str
     ) -> None:
         def flip(split: str, table: pa.Table) -> pa.Table:
             return with_column(table, "click", lambda row: 1 - row) if split == "ranker_train" else table
@@ -170,9 +170,9 @@ class TestWhatRankersLearnFrom:
         flipped = changed(lists, tmp_path / "flipped", flip)
         options: dict[str, Any] = {"quality": "poor", "max_list_length": 12, "progress": False}
         add_initial_order(flipped, tmp_path / "sorted", ranker=ranker, **options)
-        assert not table_of(in_order[ranker], "test").equals(table_of(tmp_path / "sorted", "test"))
+        assert not table_of(sorted_folders[ranker], "test").equals(table_of(tmp_path / "sorted", "test"))
 
-    def test_lists_without_a_click_or_without_ranker_train(self, lists: Path, tmp_path: Path) -> None:
+    def test_ranker_train_without_clicks_or_lists_is_rejected(self, lists: Path, tmp_path: Path) -> None:
         never = changed(lists, tmp_path / "never", lambda _, table: with_column(table, "click", lambda row: 0 * row))
         with pytest.raises(InputError, match=r"none of the \d+ to learn from has a click in 'click'"):
             add_initial_order(never, tmp_path / "sorted", ranker="dnn", progress=False)
@@ -184,7 +184,7 @@ class TestWhatRankersLearnFrom:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["never", "none"]
 
     @pytest.mark.slow
-    def test_grades_that_a_ranker_cannot_take(self, lists: Path, tmp_path: Path) -> None:
+    def test_unsupported_label_grades_are_rejected(self, lists: Path, tmp_path: Path) -> None:
         graded = changed(
             lists, tmp_path / "graded", lambda _, table: with_column(table, "click", lambda row: 31 * row)
         )
@@ -194,21 +194,21 @@ class TestWhatRankersLearnFrom:
             add_initial_order(graded, tmp_path / "sorted", ranker="dnn", quality="poor", progress=False)
 
 
-class TestTheOrder:
-    def test_positions_by_score(self) -> None:
+class TestInitialOrder:
+    def test_positions_by_score_keep_slot_order_for_ties(self) -> None:
         """Two lists: 0.1, 0.9, 0.9 (a tie keeps the slots' order) and 2, 3."""
         found = positions_by_score(np.array([0.1, 0.9, 0.9, 2.0, 3.0]), np.array([3, 2]))
         assert found.tolist() == [2, 0, 1, 1, 0]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
-    def test_sorted_by_the_saved_ranker_and_cut_afterwards(
-        self, lists: Path, in_order: dict[str, Path], ranker: str
+    def test_lists_are_sorted_by_the_saved_ranker_and_then_truncated(
+        self, lists: Path, sorted_folders: dict[str, Path], ranker: str
     ) -> None:
-        saved = RANKERS[ranker].from_pretrained(in_order[ranker] / "initial_ranker")
+        saved = RANKERS[ranker].from_pretrained(sorted_folders[ranker] / "initial_ranker")
         cut = lost = 0
         for split in ("train", "validation", "test"):
-            before, after = table_of(lists, split), table_of(in_order[ranker], split)
+            before, after = table_of(lists, split), table_of(sorted_folders[ranker], split)
             scores = saved.scores(before).reshape(before.num_rows, 30)
             for row, (old, new) in enumerate(zip(before.to_pylist(), after.to_pylist(), strict=True)):
                 best = sorted(range(30), key=lambda slot: (-scores[row, slot], slot))[:12]
@@ -221,7 +221,7 @@ class TestTheOrder:
                 lost += not any(new["click"])
         for old, new in zip(
             table_of(lists, "ranker_train").to_pylist(),
-            table_of(in_order[ranker], "ranker_train").to_pylist(),
+            table_of(sorted_folders[ranker], "ranker_train").to_pylist(),
             strict=True,
         ):
             slots = [slot for slot in range(30) if old["position"][slot] < 12]
@@ -229,24 +229,24 @@ class TestTheOrder:
             assert new["item_id"] == [old["item_id"][slot] for slot in slots]
             cut += 1
             lost += not any(new["click"])
-        report = json.loads((in_order[ranker] / "report.json").read_text())
+        report = json.loads((sorted_folders[ranker] / "report.json").read_text())
         assert (report["cut_lists"], report["lost_clicks"]) == (cut, lost) == (400, lost)
         assert lost > 0
         assert report["initial_ranker"]["lost_clicks"] == lost
         assert report["items"]["test"] == 12 * report["lists"]["test"]
-        card = (in_order[ranker] / "README.md").read_text()
+        card = (sorted_folders[ranker] / "README.md").read_text()
         assert f"Lists are cut to 12 items in this order: 400 lists, of which {lost:,} lost all their clicks." in card
         assert "ranker_train` is not sorted by the ranker" in card
         assert "in the initial order." not in card
-        loaded = load_lists(in_order[ranker])
+        loaded = load_lists(sorted_folders[ranker])
         assert (loaded.schema.position, loaded.schema.max_list_length) == ("position", 12)
 
-    def test_metrics_in_the_report_are_those_of_the_order(self, in_order: dict[str, Path]) -> None:
-        report = json.loads((in_order["dnn"] / "report.json").read_text())["initial_ranker"]
-        test = table_of(in_order["dnn"], "test").to_pylist()
+    def test_reported_metrics_are_those_of_the_initial_order(self, sorted_folders: dict[str, Path]) -> None:
+        report = json.loads((sorted_folders["dnn"] / "report.json").read_text())["initial_ranker"]
+        test = table_of(sorted_folders["dnn"], "test").to_pylist()
         scores, labels = (np.array([row[name] for row in test], dtype=float) for name in ("position", "click"))
         measured = report["metrics"]["test"]
-        # The clicks on what was cut count: as items that stand below all others.
+        # Clicks on truncated items count, as if ranked below all others.
         cut = np.array([row["click_cut"] for row in test], dtype=float)
         assert cut.shape == (len(test), 30 - scores.shape[1])
         assert cut.any()
@@ -257,10 +257,10 @@ class TestTheOrder:
         assert measured["lists"] == len(test)
         # Poor: 2 % of these few lists, but at least 100.
         assert report["lists_learned_from"] + report["lists_held_out"] == 100
-        assert report["lists_available"] == table_of(in_order["dnn"], "ranker_train").num_rows
+        assert report["lists_available"] == table_of(sorted_folders["dnn"], "ranker_train").num_rows
 
-    def test_a_folder_without_positions_and_with_columns_that_are_no_features(self, tmp_path: Path) -> None:
-        """``seen`` holds one value an item and is cut with them; ``past`` has lengths of its own and is not."""
+    def test_folder_without_positions_and_with_columns_outside_the_schema(self, tmp_path: Path) -> None:
+        """``seen`` has one value per item and is truncated with the items; ``past`` has its own lengths and is not."""
         random = np.random.default_rng(0)
         folder = tmp_path / "lists"
         folder.mkdir()
@@ -292,7 +292,7 @@ class TestTheOrder:
             assert new["seen"] == [f"{value}" for value in new["price"]]
             assert sorted(new["position"]) == [0, 1]
             assert set(new["price"]) <= set(old["price"])
-        # ranker_train has no order but that of its rows.
+        # The order of ranker_train is its slot order.
         assert table_of(tmp_path / "sorted", "ranker_train")["position"].to_pylist() == [[0, 1]] * 80
         assert table_of(tmp_path / "sorted", "ranker_train")["price"].to_pylist() == [
             row[:2] for row in table_of(folder, "ranker_train")["price"].to_pylist()
@@ -310,25 +310,25 @@ class TestTheOrder:
                 fitted = ranker.fit(loaded["ranker_train"], loaded.schema, quality=quality)
                 found.append(metrics.ndcg(fitted.scores(test).reshape(labels.shape), labels, k=10))
             assert found[0] < found[1] < found[2], (name, found)
-            # A random order has about 0.186 on these lists.
+            # A random order reaches about 0.186 on these lists.
             assert found[0] > 0.2
 
 
-class TestSavedAndRepeated:
+class TestSavingAndReproducibility:
     @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
-    def test_the_same_call_gives_the_same_bytes_and_another_seed_others(
-        self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
+    def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(
+        self, lists: Path, sorted_folders: dict[str, Path], tmp_path: Path, ranker: str
     ) -> None:
         options: dict[str, Any] = {"quality": "poor", "max_list_length": 12, "progress": False}
         add_initial_order(lists, tmp_path / "again", ranker=ranker, **options)
-        assert digests(tmp_path / "again") == digests(in_order[ranker])
+        assert digests(tmp_path / "again") == digests(sorted_folders[ranker])
         add_initial_order(lists, tmp_path / "other", ranker=ranker, seed=1, **options)
-        assert not table_of(tmp_path / "other", "test").equals(table_of(in_order[ranker], "test"))
+        assert not table_of(tmp_path / "other", "test").equals(table_of(sorted_folders[ranker], "test"))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
-    def test_reloaded_scores_are_equal_to_the_bit(self, lists: Path, tmp_path: Path, ranker: str) -> None:
+    def test_a_reloaded_ranker_gives_identical_scores(self, lists: Path, tmp_path: Path, ranker: str) -> None:
         loaded = load_lists(lists)
         fitted = RANKERS[ranker].fit(loaded["ranker_train"], loaded.schema, quality="poor")
         fitted.save_pretrained(tmp_path / "ranker")
@@ -342,8 +342,8 @@ class TestSavedAndRepeated:
             other.from_pretrained(tmp_path / "ranker")
 
     @pytest.mark.parametrize("name", ["lambdamart.txt", "click_through.safetensors", "ranker.json"])
-    def test_a_changed_byte_is_noticed(self, in_order: dict[str, Path], tmp_path: Path, name: str) -> None:
-        shutil.copytree(in_order["lambdamart"] / "initial_ranker", tmp_path / "ranker")
+    def test_a_changed_byte_is_detected(self, sorted_folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+        shutil.copytree(sorted_folders["lambdamart"] / "initial_ranker", tmp_path / "ranker")
         data = bytearray((tmp_path / "ranker" / name).read_bytes())
         data[len(data) // 2] ^= 1
         (tmp_path / "ranker" / name).write_bytes(bytes(data))
@@ -351,8 +351,8 @@ class TestSavedAndRepeated:
             LambdaMARTRanker.from_pretrained(tmp_path / "ranker")
 
     @pytest.mark.slow
-    def test_a_failure_leaves_no_folder_and_the_next_call_ends_as_if_there_was_none(
-        self, lists: Path, in_order: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_after_a_failure_the_next_call_gives_the_same_result(
+        self, lists: Path, sorted_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: Any) -> None:
             raise OSError("the disk is full")
@@ -367,12 +367,12 @@ class TestSavedAndRepeated:
         with pytest.raises(InputError, match="was started with quality 'poor', but now it is 'strong'"):
             add_initial_order(lists, tmp_path / "sorted", **{**options, "quality": "strong"})
         add_initial_order(lists, tmp_path / "sorted", **options)
-        assert digests(tmp_path / "sorted") == digests(in_order["dnn"])
+        assert digests(tmp_path / "sorted") == digests(sorted_folders["dnn"])
         assert not (tmp_path / "sorted.partial").exists()
         with pytest.raises(InputError, match="exists and is not an empty folder"):
             add_initial_order(lists, tmp_path / "sorted", **options)
 
-    def test_the_random_numbers_of_the_caller_stay(self, lists: Path) -> None:
+    def test_fitting_leaves_the_global_random_state_unchanged(self, lists: Path) -> None:
         import torch
 
         loaded = load_lists(lists)
@@ -382,8 +382,10 @@ class TestSavedAndRepeated:
         ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
         assert torch.equal(torch.rand(3), expected)
 
-    def test_the_dnn_of_the_first_of_equal_losses_is_kept(self, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Which is the epoch that its settings name."""
+    def test_with_equal_losses_the_dnn_of_the_earliest_epoch_is_kept(
+        self, lists: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That is the epoch in its settings."""
         after_epoch = []
 
         def as_good(model: Any, held_out: Any) -> float:
@@ -398,7 +400,7 @@ class TestSavedAndRepeated:
         for name, value in fitted.model.state_dict().items():
             assert value.equal(after_epoch[0][name])
 
-    def test_a_loss_that_is_not_finite_on_the_lists_held_out(
+    def test_a_loss_that_is_not_finite_on_held_out_lists_stops_training(
         self, lists: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(click_model, "_mean_loss", lambda *_: float("nan"))
@@ -406,7 +408,7 @@ class TestSavedAndRepeated:
         with pytest.raises(TrainingStopped, match="not finite on the held-out lists"):
             ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
 
-    def test_a_list_too_long_for_lightgbm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_list_too_long_for_lightgbm_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(boosting, "LONGEST_LIST", 3)
         rows = [
             {"id": f"list {row}", "price": [0.1 * slot for slot in range(3 + (row == 41))], "click": [1, 0, 0]}
@@ -420,7 +422,9 @@ class TestSavedAndRepeated:
 
 class TestCommands:
     @pytest.mark.slow
-    def test_prepare_sorts_before_it_cuts(self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_prepare_sorts_lists_before_truncating_them(
+        self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         command = ["prepare", "prm_public", "--raw-dir", str(raw), "--output-dir", str(tmp_path / "lists")]
         assert cli.main([*command, "--initial-ranker", "dnn", "--quality", "poor"]) == 0
         assert "prepared lists in" in capsys.readouterr().out
@@ -431,7 +435,7 @@ class TestCommands:
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
 
     @pytest.mark.slow
-    def test_prepare_goes_on_with_whole_lists_and_refuses_those_of_another_call(
+    def test_prepare_reuses_unsorted_lists_only_for_the_same_options(
         self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         command = ["prepare", "prm_public", "--raw-dir", str(raw), "--output-dir", str(tmp_path / "lists")]
@@ -451,10 +455,10 @@ class TestCommands:
             assert cli.main(command) == 0
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
 
-    def test_prepare_does_not_go_on_with_lists_of_other_raw_files(
+    def test_prepare_does_not_reuse_unsorted_lists_of_other_raw_files(
         self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The raw file was mended meanwhile: the lists of the old one must not be taken for its."""
+        """The raw file was corrected in between: lists of the old one must not be used."""
         mine = shutil.copytree(raw, tmp_path / "raw")
         command = ["prepare", "prm_public", "--raw-dir", str(mine), "--output-dir", str(tmp_path / "lists")]
         command += ["--initial-ranker", "dnn", "--quality", "poor"]
@@ -472,7 +476,7 @@ class TestCommands:
         assert refused in capsys.readouterr().err
 
     @pytest.mark.slow
-    def test_initial_rank(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_initial_rank_command(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["initial-rank", "--data", str(lists), "--output-dir", str(tmp_path / "sorted")]
         command += ["--quality", "poor", "--max-list-length", "10", "--max-train-lists", "90"]
         assert cli.main(command) == 0
@@ -484,33 +488,51 @@ class TestCommands:
         assert report["lists_learned_from"] + report["lists_held_out"] == 90
 
     @pytest.mark.slow
-    def test_evaluate_reads_the_order_of_the_lists(
-        self, in_order: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_evaluate_uses_the_position_column_of_the_lists(
+        self, sorted_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """The model was trained without a position column; the initial row is still that of the lists' column."""
+        """The model was trained without a position column; the initial order is still that of the lists' column."""
         import torch
 
         from hf_rerank import DNNConfig, DNNForReranking, Reranker
 
-        loaded = load_lists(in_order["dnn"])
+        loaded = load_lists(sorted_folders["dnn"])
         processor = ListProcessor.from_lists(loaded["train"], schema=loaded.schema.replace(position=None))
         torch.manual_seed(0)
         model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=[4]))
         Reranker(processor, model).save_pretrained(tmp_path / "run")
-        command = ["evaluate", "--model", str(tmp_path / "run"), "--data", str(in_order["dnn"]), "--max-steps", "0"]
+        command = [
+            "evaluate",
+            "--model",
+            str(tmp_path / "run"),
+            "--data",
+            str(sorted_folders["dnn"]),
+            "--max-steps",
+            "0",
+        ]
         assert cli.main([*command, "--json", str(tmp_path / "test.json")]) == 0
         results = json.loads((tmp_path / "test.json").read_text())
-        report = json.loads((in_order["dnn"] / "report.json").read_text())["initial_ranker"]
+        report = json.loads((sorted_folders["dnn"] / "report.json").read_text())["initial_ranker"]
         assert results["rows"]["initial"] == report["metrics"]["test"]
         assert results["initial_ranker"] == report
 
     @pytest.mark.slow
-    def test_results_of_a_training_tell_the_initial_ranker(self, in_order: dict[str, Path], tmp_path: Path) -> None:
-        command = ["train", "--model", "dnn", "--data", str(in_order["dnn"]), "--output-dir", str(tmp_path / "run")]
+    def test_training_results_contain_the_initial_ranker(
+        self, sorted_folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        command = [
+            "train",
+            "--model",
+            "dnn",
+            "--data",
+            str(sorted_folders["dnn"]),
+            "--output-dir",
+            str(tmp_path / "run"),
+        ]
         command += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--set", "hidden_sizes=[4]"]
         assert cli.main(command) == 0
         results = json.loads((tmp_path / "run" / "results.json").read_text())
-        report = json.loads((in_order["dnn"] / "report.json").read_text())["initial_ranker"]
+        report = json.loads((sorted_folders["dnn"] / "report.json").read_text())["initial_ranker"]
         assert results["initial_ranker"] == report
 
     @pytest.mark.parametrize(
@@ -536,7 +558,7 @@ class TestCommands:
             ),
         ],
     )
-    def test_mistakes(
+    def test_wrong_commands_are_rejected(
         self,
         raw: Path,
         lists: Path,
@@ -551,7 +573,7 @@ class TestCommands:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("command", ["prepare", "initial-rank"])
-    def test_without_lightgbm(
+    def test_missing_lightgbm_is_reported_with_the_install_command(
         self,
         raw: Path,
         lists: Path,

@@ -1,6 +1,6 @@
-"""Losses: values against arithmetic written out with ``math``, then properties that every loss must have.
+"""Losses: values against written-out ``math`` arithmetic, then properties that every loss must have.
 
-Losses of pairs, orders and ranks have their values in ``test_ranking_losses``; the properties here are for all.
+The values of losses of pairs, orders and ranks are in ``test_ranking_losses``; the properties here apply to all.
 """
 
 import doctest
@@ -56,7 +56,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 every_loss_of_labels = pytest.mark.parametrize("loss", OF_LABELS.values(), ids=OF_LABELS.keys())
 every_listwise = pytest.mark.parametrize("loss", LISTWISE.values(), ids=LISTWISE.keys())
 
-# Three real items and a weight for each; expected values below are for these, in scalar arithmetic.
+# Three real items and a weight for each, for which the values below are computed.
 S, Y, W = (1.0, 0.5, -2.0), (0.0, 1.0, 1.0), (0.5, 2.0, 3.0)
 GRADED = (1.0, 0.0, 2.0)
 
@@ -69,11 +69,11 @@ def log_sigmoid(s):
     return -math.log(1.0 + math.exp(-s))
 
 
-def swap(gain_i, gain_j, rank_i, rank_j):
+def swap_weight(gain_i, gain_j, rank_i, rank_j):
     return abs(gain_i - gain_j) * abs(1 / math.log2(1 + rank_i) - 1 / math.log2(1 + rank_j))
 
 
-def pair(s_i, s_j):
+def pair_loss(s_i, s_j):
     return math.log2(1 + math.exp(-(s_i - s_j)))
 
 
@@ -108,16 +108,17 @@ BY_HAND = [
         "lambda",
         Y,
         None,
-        (swap(1, 0, 2, 1) * pair(0.5, 1.0) + swap(1, 0, 3, 1) * pair(-2.0, 1.0)) / IDEAL_BINARY,
+        (swap_weight(1, 0, 2, 1) * pair_loss(0.5, 1.0) + swap_weight(1, 0, 3, 1) * pair_loss(-2.0, 1.0))
+        / IDEAL_BINARY,
     ),
     (
         "lambda",
         GRADED,
         W,
         (
-            3.0 * swap(3, 1, 3, 1) * pair(-2.0, 1.0)
-            + 3.0 * swap(3, 0, 3, 2) * pair(-2.0, 0.5)
-            + 0.5 * swap(1, 0, 1, 2) * pair(1.0, 0.5)
+            3.0 * swap_weight(3, 1, 3, 1) * pair_loss(-2.0, 1.0)
+            + 3.0 * swap_weight(3, 0, 3, 2) * pair_loss(-2.0, 0.5)
+            + 0.5 * swap_weight(1, 0, 1, 2) * pair_loss(1.0, 0.5)
         )
         / IDEAL_GRADED,
     ),
@@ -125,24 +126,24 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("name", "labels", "weights", "expected"), BY_HAND)
-def test_value_by_hand(name, labels, weights, expected):
+def test_values_match_written_out_arithmetic(name, labels, weights, expected):
     as_tensor = partial(torch.tensor, dtype=torch.float64)
     value = LOSSES[name](as_tensor(S), as_tensor(labels), weights=None if weights is None else as_tensor(weights))
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_lambda_sigma_ties_and_ranks_without_a_gradient():
-    # Equal scores: ranks follow the slots, so the clicked item of slot 2 stands on rank 3.
+def test_lambda_loss_with_sigma_and_ties_has_no_gradient_through_ranks():
+    # Equal scores: ranks follow the slots, so the clicked item in slot 2 has rank 3.
     scores = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     value = lambda_loss(scores, torch.tensor([0, 0, 1]), sigma=3.0)
-    first, second = swap(1, 0, 3, 1), swap(1, 0, 3, 2)
+    first, second = swap_weight(1, 0, 3, 1), swap_weight(1, 0, 3, 2)
     assert value.item() == pytest.approx((first + second) * math.log2(2), rel=1e-12)
     value.backward()  # d/ds_i log2(1 + exp(-3 (s_i - s_j))) = -3 / 2 / ln 2 where s_i = s_j
     slope = 1.5 / math.log(2)
     assert scores.grad.tolist() == pytest.approx([slope * first, slope * second, -slope * (first + second)], rel=1e-12)
 
 
-def test_a_list_of_one_item():
+def test_a_single_item_gives_zero_listwise_loss():
     score, click = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([[1.0]])
     assert binary_log_loss(score, click).item() == pytest.approx(-log_sigmoid(0.5))
     for loss in LISTWISE.values():
@@ -159,14 +160,14 @@ def random_lists(lists=4, width=7, seed=0, dtype=torch.float64):
     return scores, labels, weights, mask
 
 
-def test_attention_rank_is_the_normalised_softmax_on_binary_labels():
+def test_attention_rank_equals_normalized_softmax_for_binary_labels():
     scores, labels, weights, mask = random_lists()
     options = {"mask": mask, "weights": weights, "reduction": "none"}
     torch.testing.assert_close(attention_rank_loss(scores, labels, **options), softmax_loss(scores, labels, **options))
 
 
 @every_listwise
-def test_a_shift_of_the_list_changes_nothing(loss):
+def test_listwise_losses_are_invariant_to_shifting_a_list(loss):
     scores, labels, weights, mask = random_lists()
     shift = torch.tensor([[-80.0], [0.0], [3.0], [500.0]], dtype=torch.float64)
     torch.testing.assert_close(
@@ -195,7 +196,7 @@ def test_masked_equals_removed_and_gets_no_gradient(loss, garbage):
 
 
 @every_loss
-def test_lists_without_items_leave_the_mean_alone(loss):
+def test_lists_without_items_do_not_change_the_mean(loss):
     scores, labels, _, _ = random_lists(lists=2)
     mask = torch.tensor([[True] * 7, [False] * 7])
     scores[1] = math.nan
@@ -253,7 +254,7 @@ def test_autocast_changes_nothing(loss):
 
 
 @every_loss
-def test_gradient_is_the_derivative(loss):
+def test_gradient_matches_finite_differences(loss):
     scores, labels, weights, mask = random_lists()
     scores.requires_grad_()
     assert torch.autograd.gradcheck(lambda s: loss(s, labels, mask=mask, weights=weights), scores)
@@ -275,7 +276,7 @@ def test_reductions_and_leading_axes(loss):
 
 
 @every_loss
-def test_slots_may_be_shuffled(loss):
+def test_slot_order_does_not_matter(loss):
     scores, labels, weights, mask = random_lists()
     shuffled = torch.randperm(7, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
@@ -285,7 +286,7 @@ def test_slots_may_be_shuffled(loss):
 
 
 @every_loss
-def test_integer_and_bool_labels(loss):
+def test_integer_and_bool_labels_are_accepted(loss):
     scores, labels, _, mask = random_lists()
     for same in (labels.long(), labels.bool()):
         torch.testing.assert_close(loss(scores, same, mask=mask), loss(scores, labels, mask=mask))
@@ -310,12 +311,12 @@ MINUS_ONE_AT_1_2 = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -100.0]])
         ({"reduction": "means"}, r"reduction must be one of.*did you mean 'mean'"),
     ],
 )
-def test_errors_name_the_place(loss, changed, message):
+def test_errors_name_list_and_slot(loss, changed, message):
     with pytest.raises(InputError, match=message):
         loss(**{"scores": ONES, "labels": ONES, **changed})
 
 
-def test_errors_of_single_losses():
+def test_errors_of_individual_losses():
     graded = torch.tensor([[[0.0, 1.0], [0.0, 2.0]]])
     with pytest.raises(InputError, match=r"labels.*in \[0, 1\].*found 2 in list \(0, 1\), slot 1.*listwise"):
         binary_log_loss(torch.zeros(1, 2, 2), graded)
@@ -390,7 +391,7 @@ def test_no_host_synchronisation_on_cuda(loss):
 
 
 class TestDistillation:
-    def test_by_hand(self):
+    def test_distillation_loss_matches_written_out_arithmetic(self):
         teacher, temperature = (0.0, 3.0, -1.0), 2.0
         p = [math.exp(log_p(i, [s / temperature for s in teacher])) for i in range(3)]
         q = [math.exp(log_p(i, [s / temperature for s in S])) for i in range(3)]
@@ -402,7 +403,7 @@ class TestDistillation:
         value = distillation_loss(scores, teacher, temperature=temperature, weights=weights)
         assert value.item() == pytest.approx(4 * (0.5 * terms[0] + 2.0 * terms[1] + 3.0 * terms[2]))
 
-    def test_against_kl_divergence_of_torch(self):
+    def test_distillation_loss_equals_torch_kl_divergence(self):
         scores, _, _, mask = random_lists()
         teacher = random_lists(seed=1)[0].requires_grad_()
         values = distillation_loss(scores, teacher, mask=mask, reduction="none")
@@ -412,7 +413,7 @@ class TestDistillation:
             torch.testing.assert_close(values[row], expected.detach())
         assert not values.requires_grad  # the teacher is a constant
 
-    def test_least_at_the_teacher_whatever_the_weights(self):
+    def test_distillation_loss_is_minimal_at_the_teacher_for_any_weights(self):
         teacher, _, weights, mask = random_lists()
         shifted = (teacher + torch.tensor([[-3.0], [0.0], [7.0], [50.0]])).requires_grad_()
         value = distillation_loss(shifted, teacher, mask=mask, weights=weights)
@@ -428,14 +429,14 @@ class TestDistillation:
         value = distillation_loss(scores, teacher, temperature=1e4)
         assert value.item() == pytest.approx((off**2).mean().item() / 2, rel=1e-3)
 
-    def test_a_teacher_of_integers_and_half_precision(self):
+    def test_integer_and_half_precision_teacher_scores_are_accepted(self):
         scores = torch.tensor([1.0, 0.0, -1.0])
         teacher = torch.tensor([-2, 0, 5])
         for same in (teacher.float(), teacher.bfloat16(), teacher.double()):
             torch.testing.assert_close(distillation_loss(scores, same), distillation_loss(scores, teacher))
 
 
-def test_constants_say_what_losses_do():
+def test_loss_constants_match_the_behaviour_of_losses():
     scores, labels, weights, mask = random_lists()
     for name, loss in TASK_LOSSES.items():
         shifted, plain = (loss(s, labels, mask=mask, weights=weights) for s in (scores + 2.0, scores))
@@ -456,7 +457,7 @@ def test_probabilities_keep_the_order(name):
         torch.testing.assert_close(values.sum(-1), torch.ones(4))
 
 
-def test_probabilities_of_an_unknown_loss():
+def test_probabilities_of_an_unknown_loss_are_rejected():
     with pytest.raises(InputError, match=r"task_loss is 'softmax'.*did you mean 'softmax_loss'"):
         probabilities(torch.zeros(2), "softmax")
 

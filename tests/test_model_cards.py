@@ -1,4 +1,4 @@
-"""The committed models: whole, small, ranking as when they were trained, and with the numbers of the grid's runs."""
+"""The committed models: intact, small, with the scores saved at training and the numbers of the grid's runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from model_cards import DATASETS, index_text, write_card  # noqa: E402
 NAMES = sorted(path.parent.name for path in COMMITTED.glob("*/config.json"))
 
 
-def test_every_model_of_both_formats_is_there() -> None:
+def test_every_model_of_both_formats_is_committed() -> None:
     assert len(NAMES) == 14, NAMES
 
 
@@ -39,15 +39,15 @@ def results_of(name: str) -> dict[str, Any]:
     return json.loads((COMMITTED / name / "results.json").read_text(encoding="utf-8"))
 
 
-def cells_of(name: str, arm: str) -> dict[int, dict[str, Any]]:
-    """Seed -> the grid's run of a model."""
+def runs_of(name: str, arm: str) -> dict[int, dict[str, Any]]:
+    """Seed -> run of a model in the grid."""
     data, model = name.split("-")
     pattern = f"{DATASETS[data].world}-{DATASETS[data].length}-{model}-{arm}-[0-9]*.json"
     return {cell["seed"]: cell for cell in (json.loads(path.read_text()) for path in sorted(CELLS.glob(pattern)))}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_is_whole_and_holds_what_a_push_sends(name: str) -> None:
+def test_each_folder_is_intact_and_contains_only_pushed_files(name: str) -> None:
     folder = COMMITTED / name
     assert verify(folder, lambda _: True, "") is not None
     files = {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.startswith(".")}
@@ -57,7 +57,7 @@ def test_a_folder_is_whole_and_holds_what_a_push_sends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loaded_model_gives_the_scores_of_its_training(name: str) -> None:
+def test_each_loaded_model_gives_the_scores_saved_at_training(name: str) -> None:
     example = results_of(name)["example"]
     (scores,) = Reranker.from_pretrained(COMMITTED / name).predict([example["list"]])
     assert scores.tolist() == pytest.approx(example["scores"], abs=1e-4)
@@ -65,11 +65,11 @@ def test_a_loaded_model_gives_the_scores_of_its_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_repeats_the_run_of_the_grid(name: str) -> None:
-    """Its seed, learning rate and, up to rounding on another machine or in another version, its expected clicks."""
+def test_each_model_reproduces_its_run_of_the_grid(name: str) -> None:
+    """Same seed and learning rate and, up to rounding on other machines or versions, the same expected clicks."""
     results = results_of(name)
     arguments = results["training_arguments"]
-    cell = cells_of(name, "scaled")[arguments["seed"]]
+    cell = runs_of(name, "scaled")[arguments["seed"]]
     assert arguments["learning_rate"] == cell["learning_rate"]
     assert (arguments["principled"], arguments["seed"]) == ("scaled", 0)
     measured = results["evaluations"]["test"]["test_expected_clicks"]
@@ -79,11 +79,11 @@ def test_a_model_repeats_the_run_of_the_grid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_says_what_was_measured(name: str) -> None:
-    """Its claims, with intervals computed here; and nothing of the machine."""
+def test_each_card_reports_the_measured_values(name: str) -> None:
+    """Its claims, with intervals recomputed here; and nothing about the machine."""
     card = ModelCard.load(COMMITTED / name / "README.md")
     claims = card.text.split("\n\n")[1].splitlines()
-    principled, plain = cells_of(name, "scaled"), cells_of(name, "none")
+    principled, plain = runs_of(name, "scaled"), runs_of(name, "none")
     for claim, bases, part in ((claims[1], principled, "initial"), (claims[2], plain, "test")):
         seeds = sorted(set(principled) & set(bases))
         after = np.array([principled[seed]["test"]["expected_clicks"] for seed in seeds])
@@ -105,7 +105,7 @@ def test_a_card_says_what_was_measured(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_cards_and_index_are_those_that_the_script_writes(tmp_path: Path) -> None:
+def test_cards_and_index_match_the_output_of_the_script(tmp_path: Path) -> None:
     """From the committed runs and results."""
     for name in NAMES:
         shutil.copytree(COMMITTED / name, tmp_path / name)

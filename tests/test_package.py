@@ -1,4 +1,4 @@
-"""The package: light to import, layered one way, typed, without pickle; its wheel runs the README's tour elsewhere."""
+"""The package: light to import, layered, typed, without pickle; the README's tour runs from its wheel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "accelerate", "hugging
 
 
 def run(code: str, *arguments: str, cwd: Path | None = None, timeout: int = 120, **environment: str) -> str:
-    """What another Python prints."""
+    """Runs code in another Python process and returns its output."""
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -54,7 +54,7 @@ WITHOUT_TORCH = "errors validation metrics processing inference inference.onnx_s
     ids=["without torch", "without transformers"],
 )
 def test_importing_is_light(modules: tuple[str, ...], absent: tuple[str, ...]) -> None:
-    """One after the other in one process: none of them brings what is absent, and the first that does is named."""
+    """Imports the modules in turn in one process: none loads an absent module, and the first that does is named."""
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name); print(name, *sys.modules)"
     for line in run(code, *modules).splitlines():
         module, *loaded = line.split()
@@ -62,7 +62,7 @@ def test_importing_is_light(modules: tuple[str, ...], absent: tuple[str, ...]) -
         assert sorted(set(absent) & set(loaded)) == [], module
 
 
-def test_every_public_name() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert hf_rerank.__all__ == sorted(set(hf_rerank.__all__))
     for name in hf_rerank.__all__:
         assert getattr(hf_rerank, name).__name__ == name
@@ -73,7 +73,7 @@ def test_every_public_name() -> None:
         _ = hf_rerank.Rerankr
 
 
-def test_documented_functions_are_where_the_readme_says() -> None:
+def test_documented_functions_exist_in_their_modules() -> None:
     functions = {
         "hf_rerank.principled": "positions_from_scores order_from_positions perturb consistency_loss obedience "
         "PrincipledObjective",
@@ -93,8 +93,8 @@ def sources() -> tuple[tuple[str, ast.Module], ...]:
     return tuple(zip(names, (ast.parse(path.read_text(encoding="utf-8")) for path in paths), strict=True))
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """The dotted names that a file imports, inside functions and by ``import_module`` of a text too."""
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    """The dotted names that a file imports, also inside functions and by ``import_module`` of a string."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
@@ -111,8 +111,8 @@ def _that_runs(tree: ast.Module) -> ast.Module:
     return ast.Module(body, tree.type_ignores)
 
 
-# The layers of the package, the lowest first. A file imports only from its own layer and from lower ones, wherever in
-# the file the import stands. ``hf_rerank/__init__.py``, which only exports, is left out.
+# The layers of the package, the lowest first. A file imports only from its own layer and from lower ones, anywhere in
+# the file. ``hf_rerank/__init__.py``, which only exports, is left out.
 CORE = (
     ("errors", "version"),
     ("storage",),
@@ -129,7 +129,7 @@ CORE = (
     ("training",),
     ("testing",),
 )
-# The lists half knows the layers up to the table and its schema, and nothing of the core above; nor the core of it.
+# The lists half may import only the layers named in INTERFACE; the core never imports the lists half.
 LISTS = (("data",),)
 # Metrics are functions of arrays; the lists half uses two of them to check users' data.
 INTERFACE = ("errors", "version", "storage", "schema", "validation", "fast_rows", "metrics")
@@ -148,13 +148,13 @@ def may_import(part: str, other: str) -> bool:
     return layers[other] <= layers[part]
 
 
-def files_imported() -> dict[str, set[str]]:
-    """Each file of the package -> the files of the package that it imports, at any place in it."""
+def find_imported_files() -> dict[str, set[str]]:
+    """Each file of the package -> the files of the package that it imports, anywhere in it."""
     trees = {name: tree for name, tree in sources() if name != "__init__"}
     found: dict[str, set[str]] = {}
     for name, tree in trees.items():
         targets = set()
-        for target in imported(_that_runs(tree)):
+        for target in imported_names(_that_runs(tree)):
             if target.split(".")[0] != "hf_rerank":
                 continue
             inside = target.removeprefix("hf_rerank").removeprefix(".")
@@ -167,8 +167,8 @@ def files_imported() -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
-def test_imports_run_one_way() -> None:
-    files = files_imported()
+def test_imports_go_only_downward() -> None:
+    files = find_imported_files()
     parts = {name.split(".")[0] for name in files}
     assert parts == {name for names in (*CORE, *LISTS, *BOTH) for name in names}
     wrong, checked = [], 0
@@ -183,9 +183,9 @@ def test_imports_run_one_way() -> None:
 
 
 @pytest.mark.slow
-def test_no_file_imports_itself_through_others() -> None:
-    """Cycles, of imports inside functions too."""
-    left = files_imported()
+def test_there_are_no_import_cycles() -> None:
+    """Including imports inside functions."""
+    left = find_imported_files()
     while free := [name for name, targets in left.items() if not targets & left.keys()]:
         for name in free:
             del left[name]
@@ -193,10 +193,10 @@ def test_no_file_imports_itself_through_others() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_unpickled() -> None:
-    """Neither a pickle module, nor a switch that would turn one on, anywhere in the package."""
+def test_pickle_is_not_used() -> None:
+    """Neither a pickle module nor an option that would enable one, anywhere in the package."""
     for name, tree in sources():
-        modules = {target.split(".")[0] for target in imported(tree)}
+        modules = {target.split(".")[0] for target in imported_names(tree)}
         assert modules.isdisjoint({"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}), name
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword):
@@ -295,7 +295,7 @@ def test_wheel_contents(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tour_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_readme_tour_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     """Installed elsewhere, run outside the checkout, without network."""
     installed = tmp_path / "installed"
     command = ["pip", "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)]

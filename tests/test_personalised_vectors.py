@@ -1,4 +1,4 @@
-"""Personalised vectors: the last hidden layer of a click model that has seen ``ranker_train`` and nothing else."""
+"""Personalised vectors: the last hidden layer of a click model trained on ``ranker_train`` only."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def vectors_of(folder: Path, split: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) -> None:
+def test_vectors_equal_the_last_hidden_layer(lists: Path, with_vectors: Path) -> None:
     """relu(relu(x W1 + b1) W2 + b2) from the saved weights, x the item's tables and numbers and the user's tables."""
     weights = load_file(with_vectors / "click_model" / "model.safetensors")
     processor = ListProcessor.from_pretrained(with_vectors / "click_model")
@@ -82,7 +82,7 @@ def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) 
     assert found.std() > 0.01
 
 
-def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
+def test_vectors_are_added_to_a_new_folder(lists: Path, with_vectors: Path) -> None:
     loaded = load_lists(with_vectors)
     assert loaded.schema.items[-1] == Vector("personalised", 5)
     assert len(loaded["ranker_train"]) == 0
@@ -101,7 +101,9 @@ def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
 
 
 @pytest.mark.slow
-def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_vectors: Path, tmp_path: Path) -> None:
+def test_labels_of_other_splits_positions_and_attraction_are_not_read(
+    lists: Path, with_vectors: Path, tmp_path: Path
+) -> None:
     def lie(split: str, table: pa.Table) -> pa.Table:
         table = with_column(table, "position", lambda row: row[::-1])
         table = with_column(table, "attraction", lambda row: 1 - row)
@@ -119,7 +121,7 @@ def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_ve
 
 
 @pytest.mark.slow
-def test_the_same_call_gives_the_same_bytes_after_a_failure_too(
+def test_the_same_call_gives_the_same_bytes_even_after_a_failure(
     lists: Path, with_vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -162,14 +164,16 @@ def test_new_lists_get_the_same_vectors_and_can_be_ranked(lists: Path, with_vect
     assert PersonalisedVectors.from_pretrained(with_vectors / "click_model").add(raw) == added
 
 
-def test_mistakes(lists: Path, with_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_and_commands_are_rejected(
+    lists: Path, with_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="dim is 0: expected at least 1"):
         add_personalised_vectors(lists, tmp_path / "new", dim=0)
     with pytest.raises(InputError, match="has a column 'item_id' already"):
         add_personalised_vectors(lists, tmp_path / "new", column="item_id")
     with pytest.raises(InputError, match="list 0 has a column 'personalised' already"):
         PersonalisedVectors.from_pretrained(with_vectors).add(table_of(with_vectors, "test").to_pylist()[:1])
-    # The vectors of these lists spent them.
+    # Learning the vectors has used up ranker_train.
     command = ["vectors", "--data", str(with_vectors), "--output-dir", str(tmp_path / "new")]
     assert cli.main(command) == 2
     assert "has a column 'personalised' already" in capsys.readouterr().err
@@ -178,7 +182,7 @@ def test_mistakes(lists: Path, with_vectors: Path, tmp_path: Path, capsys: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(lists: Path, with_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_command(lists: Path, with_vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["vectors", "--data", str(lists), "--output-dir", str(tmp_path / "new"), "--dim", "5"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Files for contributors: they agree with pyproject.toml, with scripts/test and with each other."""
+"""Files for contributors agree with pyproject.toml, with scripts/test and with each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_workflow_runs_what_scripts_test_runs_on_the_oldest_and_newest_dependencies() -> None:
+def test_workflow_runs_the_same_commands_as_scripts_test_on_two_dependency_sets() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     lines = [line.strip() for line in (ROOT / "scripts/test").read_text(encoding="utf-8").splitlines()]
@@ -40,8 +40,8 @@ def test_the_workflow_runs_what_scripts_test_runs_on_the_oldest_and_newest_depen
     assert (oldest.operator, oldest.version) == (">=", min(pythons, key=lambda text: int(text.split(".")[1])))
 
 
-def test_quick_leaves_out_types_and_slow_tests_and_passes_arguments_on(tmp_path: Path) -> None:
-    """With commands in place of the tools that note how they are called."""
+def test_quick_skips_types_and_slow_tests_and_passes_arguments_on(tmp_path: Path) -> None:
+    """The tools are replaced by commands that print how they are called."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/environment").write_text(f'PATH="{tmp_path}:$PATH"\n')
     shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
@@ -60,8 +60,8 @@ def test_quick_leaves_out_types_and_slow_tests_and_passes_arguments_on(tmp_path:
     assert calls("--quick", "-k", "a b") == [*style, f"{whole}-m|not slow|-k|a b|"]
 
 
-def test_every_package_keeps_tests_that_are_quick() -> None:
-    """In the folder of its name; the checks of ``testing`` are the tests of models."""
+def test_every_package_has_quick_tests() -> None:
+    """In the folder of the same name; ``testing`` is tested by the tests of models."""
     elsewhere = {"testing": "models", "metrics/modules": "metrics"}
     packages = [path.parent.relative_to(ROOT / "hf_rerank") for path in (ROOT / "hf_rerank").rglob("__init__.py")]
     assert len(packages) > 15
@@ -83,13 +83,13 @@ def test_every_dependency_has_a_lower_bound_and_no_upper_one() -> None:
             assert [bound.operator for bound in Requirement(text).specifier] == [">="], text
 
 
-def test_hooks_run_the_tools_of_the_environment() -> None:
+def test_hooks_run_the_tools_installed_in_the_environment() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
     assert [hook["entry"] for hook in hooks["repos"][0]["hooks"]] == ["ruff check", "ruff format --check", "mypy"]
 
 
-def test_versions_and_addresses_agree() -> None:
+def test_versions_and_urls_agree() -> None:
     version = PROJECT["project"]["version"]
     assert version == hf_rerank.__version__
     changes = (ROOT / ".github/CHANGELOG.md").read_text(encoding="utf-8")

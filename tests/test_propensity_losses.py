@@ -1,8 +1,8 @@
-"""Losses corrected for position bias: two items by hand, through the losses, the models and the trainer.
+"""Losses corrected for position bias: two items in the losses, the models and the trainer.
 
-Item A has the relevance 0.4 and is examined for certain; B has 0.6 and is examined with probability 0.5. A click is
+Item A has relevance 0.4 and is always examined; B has relevance 0.6 and is examined with probability 0.5. A click is
 examination times relevance, so of 4,000 lists about 4,000 * 0.4 = 1,600 click A and 4,000 * 0.5 * 0.6 = 1,200 click B:
-by clicks A ranks first. Both clicks are independent: 4,000 * 0.4 * 0.3 = 480 lists click both, 1,120 A only, 720 B
+A ranks first by clicks. Both clicks are independent: 4,000 * 0.4 * 0.3 = 480 lists click both, 1,120 A only, 720 B
 only and 1,680 neither.
 """
 
@@ -34,8 +34,8 @@ LABELS = torch.tensor([pair for pair, count in CLICKS.items() for _ in range(cou
 PROPENSITIES = torch.tensor([1.0, 0.5], dtype=torch.float64).expand(4000, 2)
 
 
-def minimum(loss: Callable[..., Tensor], **options: Any) -> Tensor:
-    """The two scores, the same in all lists, at which the loss of the 4,000 lists is least."""
+def minimizing_scores(loss: Callable[..., Tensor], **options: Any) -> Tensor:
+    """The two scores, the same in all lists, that minimize the loss over the 4,000 lists."""
     scores = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     options_of_search = {"max_iter": 100, "tolerance_grad": 1e-12, "tolerance_change": 1e-15}
     optimizer = torch.optim.LBFGS([scores], line_search_fn="strong_wolfe", **options_of_search)
@@ -50,32 +50,34 @@ def minimum(loss: Callable[..., Tensor], **options: Any) -> Tensor:
     return scores.detach()
 
 
-def test_log_loss_finds_the_relevance() -> None:
+def test_corrected_log_loss_recovers_the_relevance() -> None:
     """Without correction the minimum is the click-through rate: 1,600 / 4,000 and 1,200 / 4,000."""
-    assert minimum(binary_log_loss).sigmoid().tolist() == pytest.approx([0.4, 0.3])
+    assert minimizing_scores(binary_log_loss).sigmoid().tolist() == pytest.approx([0.4, 0.3])
     # 1 / p as a weight: B has 2 * 1,200 against 2 * 2,800.
-    weighted = minimum(binary_log_loss, weights=1 / PROPENSITIES)
+    weighted = minimizing_scores(binary_log_loss, weights=1 / PROPENSITIES)
     assert weighted.sigmoid().tolist() == pytest.approx([0.4, 0.3])
     # Corrected: 1,200 / 0.5 = 2,400 clicks of 4,000, 0.6.
-    assert minimum(binary_log_loss, propensities=PROPENSITIES).sigmoid().tolist() == pytest.approx([0.4, 0.6])
+    assert minimizing_scores(binary_log_loss, propensities=PROPENSITIES).sigmoid().tolist() == pytest.approx(
+        [0.4, 0.6]
+    )
 
 
-def test_softmax_finds_the_relevance() -> None:
+def test_corrected_softmax_loss_recovers_the_relevance() -> None:
     """Clicks 1,600 and 1,200, corrected 1,600 and 2,400: 0.4 and 0.6 of their sum."""
-    plain = minimum(softmax_loss, normalize=False).softmax(-1)
+    plain = minimizing_scores(softmax_loss, normalize=False).softmax(-1)
     assert plain.tolist() == pytest.approx([1600 / 2800, 1200 / 2800])
     for normalize in (True, False):
-        found = minimum(softmax_loss, propensities=PROPENSITIES, normalize=normalize)
+        found = minimizing_scores(softmax_loss, propensities=PROPENSITIES, normalize=normalize)
         assert found.softmax(-1).tolist() == pytest.approx([0.4, 0.6])
 
 
-def test_pairs_find_the_relevance() -> None:
+def test_corrected_pairwise_losses_recover_the_relevance() -> None:
     """Each click against the other item: log(1 + e^(b - a)) 1,600 times, log(1 + e^(a - b)) 2,400 times. The minimum
-    is at a - b = log(1,600 / 2,400). The hinge is least at its corner on the side of the larger: b - a = 1."""
-    a, b = minimum(pairwise_logistic_loss, propensities=PROPENSITIES)
+    is at a - b = log(1,600 / 2,400). The hinge loss is minimal at its kink on the larger side: b - a = 1."""
+    a, b = minimizing_scores(pairwise_logistic_loss, propensities=PROPENSITIES)
     assert float(a - b) == pytest.approx(math.log(1600 / 2400))
-    a, b = minimum(pairwise_logistic_loss)
-    assert float(a - b) == pytest.approx(math.log(1120 / 720))  # lists that click one of both
+    a, b = minimizing_scores(pairwise_logistic_loss)
+    assert float(a - b) == pytest.approx(math.log(1120 / 720))  # lists with exactly one click
 
     def hinge(gap: float) -> float:
         scores = torch.tensor([0.0, gap], dtype=torch.float64).expand(4000, 2)
@@ -85,7 +87,7 @@ def test_pairs_find_the_relevance() -> None:
     assert (hinge(1.0), hinge(-1.0)) == (pytest.approx(0.8), pytest.approx(1.2))
 
 
-def test_three_items_by_hand() -> None:
+def test_corrected_losses_of_three_items_match_written_out_arithmetic() -> None:
     scores, labels = torch.tensor([[2.0, 1.0, 0.0, 9.0]]), torch.tensor([[0.0, 1.0, 0.0, -100.0]])
     options = {
         "mask": torch.tensor([[True, True, True, False]]),
@@ -102,7 +104,7 @@ def test_three_items_by_hand() -> None:
     assert float(pairwise_hinge_loss(scores, labels, **options)) == pytest.approx(4 * (2 + 0) / 2, rel=1e-5)
 
 
-def test_propensities_of_1_leave_what_is_linear_as_it_is() -> None:
+def test_propensities_of_1_do_not_change_losses_linear_in_labels() -> None:
     ones = torch.ones_like(LABELS)
     scores = torch.tensor([0.3, -0.2], dtype=torch.float64).expand(4000, 2)
     for loss, options in ((binary_log_loss, {}), (softmax_loss, {"normalize": False})):
@@ -110,7 +112,7 @@ def test_propensities_of_1_leave_what_is_linear_as_it_is() -> None:
         assert float(plain) == float(corrected)
 
 
-def test_wrong_propensities() -> None:
+def test_wrong_propensities_are_rejected() -> None:
     scores, labels = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])
     for name in LOSSES_WITH_PROPENSITIES:
         for wrong in (0.0, 2.0, math.nan):
@@ -160,8 +162,8 @@ def arguments(folder: Any, **options: Any) -> RerankTrainingArguments:
 
 
 @pytest.mark.slow
-def test_the_trainer_learns_the_relevance(processor: ListProcessor, tmp_path: Any) -> None:
-    """One batch of all lists at every step, so that nothing is left to chance."""
+def test_trainer_recovers_the_relevance(processor: ListProcessor, tmp_path: Any) -> None:
+    """Each step uses one batch of all lists, so that the result is deterministic."""
     config_class, model_class = RERANKERS["dnn"]
     found = {}
     for floor in (0.1, 1):
@@ -183,8 +185,8 @@ def test_the_trainer_learns_the_relevance(processor: ListProcessor, tmp_path: An
     assert found[1] == pytest.approx([0.4, 0.3], abs=0.01)
 
 
-def test_the_floor_clips_in_every_model() -> None:
-    """Propensities of 0.5 under a floor of 0.8 are 0.8."""
+def test_propensity_floor_clips_in_every_model() -> None:
+    """With a floor of 0.8, propensities of 0.5 become 0.8."""
     lists = [{**row, "who": "me"} for row in rows(400).to_list()]
     schema = SCHEMA.replace(position=None, user=[Categorical("who", min_count=1)])
     processor = ListProcessor.from_lists(datasets.Dataset.from_list(lists), schema=schema)
@@ -200,7 +202,7 @@ def test_the_floor_clips_in_every_model() -> None:
         assert float(output.loss) == pytest.approx(float(expected)), name
 
 
-def test_a_loss_that_cannot_be_corrected_is_refused(processor: ListProcessor, tmp_path: Any) -> None:
+def test_losses_that_cannot_be_corrected_are_rejected(processor: ListProcessor, tmp_path: Any) -> None:
     config_class, model_class = RERANKERS["prm"]
     for name in sorted(set(TASK_LOSSES) - LOSSES_WITH_PROPENSITIES):
         model = model_class(config_class.for_schema(processor.schema))

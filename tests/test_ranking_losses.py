@@ -1,4 +1,4 @@
-"""Losses of pairs, orders and ranks: values against scalar arithmetic, and what they become in the limit.
+"""Losses of pairs, orders and ranks: values against scalar arithmetic, and their limits.
 
 Properties that every loss must have are in ``test_losses``. Values and gradients were also compared with Rax 0.4.0 and
 allRank 1.4.3, outside this repository, on 64 random lists of up to 24 items.
@@ -95,12 +95,12 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("loss", "labels", "weights", "expected"), BY_HAND)
-def test_value_by_hand(loss, labels, weights, expected):
+def test_values_match_written_out_arithmetic(loss, labels, weights, expected):
     value = loss(as_tensor(S), as_tensor(labels), weights=None if weights is None else as_tensor(weights))
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_neural_ndcg_of_two_items_by_hand():
+def test_neural_ndcg_of_two_items_matches_written_out_arithmetic():
     # Rank 1: logits (1 - 0.5, 0.5 - 0.5); rank 2: logits (-1 - 0.5, -0.5 - 0.5). Rows and columns sum to 1 already.
     scores, labels = as_tensor([1.0, 0.5]), as_tensor([0.0, 1.0])
     for steps in (0, 1, 30):
@@ -112,7 +112,7 @@ def test_neural_ndcg_of_two_items_by_hand():
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize("weights", [None, W])
-def test_neural_ndcg_of_three_items_by_hand(steps, weights):
+def test_neural_ndcg_of_three_items_matches_written_out_arithmetic(steps, weights):
     t = 2.0
     apart = [0.5 + 3.0, 0.5 + 2.5, 3.0 + 2.5]  # sum_j |s_i - s_j|
     rows = []
@@ -154,7 +154,7 @@ SMOOTH_NDCG = pytest.mark.parametrize("loss", [approx_ndcg_loss, neural_ndcg_los
 class TestSmoothNDCG:
     @SMOOTH_NDCG
     @pytest.mark.parametrize("gain", ["exponential", "linear"])
-    def test_becomes_one_minus_ndcg(self, loss, gain):
+    def test_loss_approaches_one_minus_ndcg_at_low_temperature(self, loss, gain):
         scores, labels, mask = random_lists()
         exact = 1 - ndcg(scores, labels, mask=mask, gain=gain, reduction="none")
         off = []
@@ -167,7 +167,7 @@ class TestSmoothNDCG:
 
     @SMOOTH_NDCG
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_two_hundred_items_in_low_precision(self, loss, dtype):
+    def test_two_hundred_items_in_low_precision_match_float64(self, loss, dtype):
         scores, labels, mask = random_lists(lists=8, width=200)
         scores = scores.to(dtype)
         value = loss(scores, labels, mask=mask, reduction="none")
@@ -190,7 +190,7 @@ class TestSmoothNDCG:
         assert value.item() == pytest.approx(1 - 1 / math.log2(1 + 2.5), abs=1e-9)
 
     @SMOOTH_NDCG
-    def test_between_zero_and_one(self, loss):
+    def test_loss_is_between_zero_and_one(self, loss):
         scores, labels, mask = random_lists(lists=200)
         for temperature in (0.1, 1.0, 10.0):
             values = loss(scores, labels, mask=mask, temperature=temperature, reduction="none")
@@ -199,7 +199,7 @@ class TestSmoothNDCG:
     @SMOOTH_NDCG
     @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 0.1, 1.0, 100.0])
     @pytest.mark.parametrize("spread", [1e-8, 1e-3, 1.0, 1e4])
-    def test_finite_with_near_ties(self, loss, temperature, spread):
+    def test_loss_and_gradient_are_finite_with_near_ties(self, loss, temperature, spread):
         scores, labels, mask = random_lists(lists=8, width=200, dtype=torch.float32)
         scores = scores * spread
         scores[:, 50:100] = scores[:, :50]  # ties
@@ -211,7 +211,7 @@ class TestSmoothNDCG:
         assert scores.grad.isfinite().all()
         assert (scores.grad[~mask] == 0).all()
 
-    def test_sinkhorn_makes_shares_of_items_sum_to_one(self):
+    def test_sinkhorn_makes_the_shares_of_each_item_sum_to_one(self):
         scores, _, mask = random_lists()
         soft = neuralsort_matrix(scores, mask, temperature=5.0)
         torch.testing.assert_close(soft.sum(-1).sum(-1), mask.sum(-1).double())
@@ -219,7 +219,7 @@ class TestSmoothNDCG:
         shares = sinkhorn_normalize(soft, 500)
         torch.testing.assert_close(shares.sum(-2), mask.double())
 
-    def test_the_same_relaxation_as_principled_learning(self):
+    def test_neuralsort_is_the_same_as_in_principled_learning(self):
         scores, _, mask = random_lists()
         for temperature, steps in ((1.0, 0), (0.2, 3)):
             matrix = neuralsort_matrix(scores, mask, temperature=temperature)
@@ -235,13 +235,13 @@ class TestListMLE:
         values = list_mle_loss(scores.expand(120, 5), labels, reduction="none")
         assert (-values).exp().sum().item() == pytest.approx(1.0, rel=1e-12)
 
-    def test_softmax_loss_for_one_click(self):
+    def test_list_mle_equals_softmax_loss_for_one_click(self):
         scores, _, mask = random_lists()
         labels = torch.zeros_like(scores)
         labels[:, 1] = 1.0
         torch.testing.assert_close(list_mle_loss(scores, labels, mask=mask), softmax_loss(scores, labels, mask=mask))
 
-    def test_bounds_the_likelihood_of_tied_labels(self):
+    def test_list_mle_bounds_the_likelihood_of_tied_labels(self):
         # Exact: the probability that the three clicked items come first, in any order.
         scores = random_lists(lists=1, width=6)[0][0]
         labels = as_tensor([1, 1, 1, 0, 0, 0])
@@ -262,7 +262,7 @@ every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL.keys())
 
 
 @every_loss
-def test_falls_as_the_order_improves(loss):
+def test_loss_decreases_as_the_order_improves(loss):
     # Five items with labels 2 1 0 0 0: the best of all 120 orders of the same scores is the one by label.
     labels = torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0])
     scores = torch.tensor(list(itertools.permutations([2.0, 1.0, 0.0, -1.0, -2.0])), dtype=torch.float64)
@@ -290,7 +290,7 @@ class TestLargeGrades:
     @NDCG_LOSSES
     @pytest.mark.parametrize("grade", [128.0, 1023.0, 1024.0, 1e5, 1e30])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_one_huge_grade_counts_as_one_click(self, loss, grade, dtype):
+    def test_a_single_huge_grade_counts_as_one_click(self, loss, grade, dtype):
         scores = torch.tensor([0.3, 1.0, -0.5], dtype=dtype).requires_grad_()
         click = torch.tensor([1.0, 0.0, 0.0])
         value = loss(scores, grade * click)
@@ -300,13 +300,13 @@ class TestLargeGrades:
         assert scores.grad.abs().max() > 1e-3
 
     @NDCG_LOSSES
-    def test_gains_two_powers_apart(self, loss):
+    def test_ratios_of_huge_gains_are_exact(self, loss):
         # 2^2000 : 2^1999 : 2^1997 is 8 : 4 : 1.
         scores = as_tensor([0.3, 1.0, -0.5, 0.1])
         value = loss(scores, as_tensor([2000, 1999, 0, 1997]))
         assert value.item() == pytest.approx(loss(scores, as_tensor([8, 4, 0, 1]), gain="linear").item(), rel=1e-9)
 
-    def test_metric(self):
+    def test_ndcg_of_huge_grades(self):
         scores = [4.0, 3.0, 2.0, 1.0]
         expected = (8 * D1 + 4 * D2 + 1 / math.log2(5)) / (8 * D1 + 4 * D2 + 1 * D3)
         assert ndcg(scores, [2000, 1999, 0, 1997]) == pytest.approx(expected, rel=1e-12)
@@ -314,8 +314,8 @@ class TestLargeGrades:
         assert ndcg(scores, [0, 0, 1e300, 0], k=3) == pytest.approx(D3 / D1)
         assert ndcg(scores, [0, 0, 1e300, 0], k=2) == 0.0
 
-    def test_metric_of_small_grades_is_as_written(self):
-        # 2^y - 1, of fractions too, and a k that leaves out the highest grade.
+    def test_ndcg_of_fractional_grades_follows_the_formula(self):
+        # 2^y - 1, also for fractions, with a k that excludes the highest grade.
         gains = [2**0.25 - 1, 2**0.001 - 1, 2**3.5 - 1]
         expected = (gains[0] * D1 + gains[1] * D2) / (gains[2] * D1 + gains[0] * D2)
         assert ndcg([3.0, 2.0, 1.0], [0.25, 0.001, 3.5], k=2) == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""What the guides show and state: the re-ranker of one's own, their tables and the results in them."""
+"""Content of the guides: the custom re-ranker, the tables, and the results in them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from readme_pages import ROOT, block, names_in, rows_of, text_of
 EXPERIMENTS = (ROOT / "scripts" / "experiments" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most 40 lines; trained with the principles, saved, loaded and ranked with, as every other."""
+def test_the_custom_reranker_of_the_guide_trains_and_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 40 lines; trained with the principles, saved, loaded and used for ranking, like any other."""
     import datasets
     import torch
 
@@ -35,7 +35,7 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code = block(text_of("models"), "import torch\nfrom huggingface_hub.dataclasses import strict")
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
-    monkeypatch.setattr(auto, "_register", lambda config, model: None)  # the Auto classes forget nothing
+    monkeypatch.setattr(auto, "_register", lambda config, model: None)  # cannot be undone in the Auto classes
     (tmp_path / "my_reranker.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("my_reranker")
@@ -63,12 +63,12 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file and its test, as the reader copies them: the model keeps every contract."""
+def test_the_guide_for_a_new_model_keeps_every_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the file and its test as a reader copies them."""
     from hf_rerank.comparison.arms import find_models
     from hf_rerank.models import auto
 
-    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))  # the Auto classes, which are checked, keep it
+    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))  # its registration with the Auto classes stays
     text = text_of("models")
     starts = (
         "import torch\nfrom huggingface_hub.dataclasses import strict",
@@ -85,7 +85,7 @@ def test_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # ---------------------------------------------------------------------------------------------------------- the tables
 
 
-def test_options_named_there_exist() -> None:
+def test_options_named_in_guides_exist() -> None:
     from hf_rerank import RerankTrainingArguments
     from hf_rerank.models import RERANKERS
 
@@ -102,7 +102,7 @@ def test_options_named_there_exist() -> None:
         assert RERANKERS["pear"][0].__dataclass_fields__[name].default == default
 
 
-def test_presets_are_those_of_the_code() -> None:
+def test_preset_table_matches_the_code() -> None:
     """The table of presets, cell by cell."""
     from hf_rerank.principled import PRESETS
 
@@ -128,7 +128,7 @@ def test_presets_are_those_of_the_code() -> None:
         assert (objective.task_loss == "own") == task_loss.endswith("own loss"), name
 
 
-def test_every_field_of_an_objective_is_described() -> None:
+def test_every_field_of_an_objective_is_documented() -> None:
     from hf_rerank.principled import Pass, Perturbed, PrincipledObjective, Soft, Term
 
     rows = rows_of(text_of("principled"), "| field | choices |")
@@ -140,15 +140,15 @@ def test_every_field_of_an_objective_is_described() -> None:
 # --------------------------------------------------------------------------------------------------------- the results
 
 
-def test_results_are_those_that_were_measured() -> None:
-    """The tables are the experiments' own files, not typed."""
+def test_result_tables_match_the_committed_files() -> None:
+    """The tables are copied from the experiments' files, not typed."""
     for experiment in ("initial_rankers", "vectors", "history_prm", "history_ad"):
         results = ROOT / "scripts" / "experiments" / "results" / experiment / "summary.md"
         for table in results.read_text(encoding="utf-8").strip().split("\n\n"):
             assert table in EXPERIMENTS
 
 
-def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
+def test_fine_tuning_table_matches_the_committed_results() -> None:
     summary = json.loads((ROOT / "scripts/experiments/results/fine_tuning/summary.json").read_text(encoding="utf-8"))
     for other, label in (("from nothing, {} lists", "from nothing"), ("not tuned", "the model as it was")):
         cells = []
@@ -160,8 +160,8 @@ def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "scripts/experiments/README.md"])
-def test_pasted_tables_are_those_that_were_measured(page: str, tmp_path: Path) -> None:
-    """Each table stands between a comment that names its file and one that ends it."""
+def test_pasted_tables_match_the_committed_files(page: str, tmp_path: Path) -> None:
+    """Each table is between a comment that names its file and a closing comment."""
     sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
     from questions import PASTED, paste_tables
 
@@ -173,7 +173,7 @@ def test_pasted_tables_are_those_that_were_measured(page: str, tmp_path: Path) -
     assert copy.read_text(encoding="utf-8") == text
 
 
-def test_the_table_of_weights_is_that_which_was_measured() -> None:
+def test_weights_table_matches_the_committed_results() -> None:
     summary = (ROOT / "scripts/experiments/results/weights/summary.md").read_text(encoding="utf-8")
     for length, preset, clicks, *_ in rows_of(EXPERIMENTS, "| n | preset | expected clicks"):
         assert any(
@@ -181,8 +181,8 @@ def test_the_table_of_weights_is_that_which_was_measured() -> None:
         ), (length, preset)
 
 
-def test_latencies_are_those_that_were_measured() -> None:
-    """Milliseconds of one list, default PRM: in the benchmarks, and in what the guides say of serving."""
+def test_latencies_match_the_committed_results() -> None:
+    """Milliseconds of one list, default PRM: in the benchmarks and in the guides on serving."""
     summary = json.loads((ROOT / "scripts/benchmarks/results/serving.json").read_text(encoding="utf-8"))
     measured = {row["runtime"]: row for row in summary["rows"] if row["model"] == "prm"}
     table = rows_of((ROOT / "scripts/benchmarks/README.md").read_text(encoding="utf-8"), "| runtime | fastest tenth")

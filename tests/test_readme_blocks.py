@@ -1,4 +1,4 @@
-"""The code blocks of the guides run, page by page, in their order. Those of the Hub: tests/hub/test_hub_guide.py."""
+"""The code blocks of the guides run, page by page, in order. For the Hub's, see tests/hub/test_hub_guide.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from guide_blocks import copy_of, run_page
 from readme_pages import GUIDES, ROOT, blocks, name_of, text_of
 
-# A page that needs a Hub.
+# This page needs a Hub.
 ELSEWHERE = {ROOT / "hf_rerank" / "hub" / "README.md"}
 PAGES = [page for page in GUIDES if page not in ELSEWHERE and blocks(page.read_text("utf-8"), "python", "bash")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_blocks_of_a_page(
+def test_code_blocks_of_each_page_run(
     page: Path,
     guide_files: Path,
     tmp_path: Path,
@@ -30,10 +30,10 @@ def test_the_blocks_of_a_page(
 
 
 @pytest.mark.slow
-def test_what_the_page_of_training_says_is_logged(
+def test_metrics_named_in_the_training_guide_are_logged(
     guide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The measures that its comment names, of each evaluation set and of the reader's own metric."""
+    """The metrics named in its comment, for each evaluation set and for the custom metric."""
     monkeypatch.chdir(copy_of(guide_files, tmp_path / "here"))
     text = text_of("training")
     own_loss = text.index("## A loss, metrics")

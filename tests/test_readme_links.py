@@ -1,4 +1,4 @@
-"""Links between the guides, their length, and what every package has."""
+"""Links between the guides, their length, and the parts that every package must have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from readme_pages import GUIDES, PACKAGES, ROOT, anchors, links, name_of
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in links(text):
         path, _, anchor = target.partition("#")
@@ -24,7 +24,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: there is no such heading"
 
 
-def test_every_guide_is_linked_from_the_top_page_or_from_a_page_that_is() -> None:
+def test_every_guide_is_reachable_from_the_top_page() -> None:
     reached, todo = set(), [ROOT / "README.md"]
     while todo:
         page = todo.pop()
@@ -35,7 +35,7 @@ def test_every_guide_is_linked_from_the_top_page_or_from_a_page_that_is() -> Non
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_paths_in_the_text_exist(page: Path) -> None:
+def test_paths_named_in_guides_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:scripts|tests|hf_rerank|model_cards)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
@@ -46,7 +46,7 @@ def test_paths_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_names_of_the_library_exist(page: Path) -> None:
+def test_library_names_in_guides_exist(page: Path) -> None:
     for name in set(re.findall(r"\bhf_rerank(?:\.\w+)+", page.read_text(encoding="utf-8"))):
         module, *parts = name.split(".")
         found = importlib.import_module(module)
@@ -56,12 +56,12 @@ def test_names_of_the_library_exist(page: Path) -> None:
             found = importlib.import_module(module) if is_module else getattr(found, part)
 
 
-def test_the_top_page_fits_one_sitting() -> None:
+def test_the_top_page_has_at_most_250_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=name_of)
-def test_every_package_has_a_guide_that_names_its_files_and_exports_its_names(package: Path) -> None:
+def test_every_package_has_a_guide_naming_its_files_and_valid_exports(package: Path) -> None:
     text = (package / "README.md").read_text(encoding="utf-8")
     title, blank, first = text.splitlines()[:3]
     assert title.startswith(f"# {package.name}: ")
@@ -78,7 +78,7 @@ def test_every_package_has_a_guide_that_names_its_files_and_exports_its_names(pa
 
 
 @pytest.mark.slow
-def test_the_architecture_figure_is_that_of_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_architecture_figure_matches_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT / "scripts" / "figures"
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "architecture", raising=False)

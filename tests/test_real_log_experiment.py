@@ -51,15 +51,15 @@ def test_differences_are_paired_by_seed_over_lists_with_a_click(
     assert change["mean"] == pytest.approx(0.25)
     # Two differences .2 and .3: standard error .05, and t of one degree of freedom at 97.5 % is 12.706.
     assert change["low"] == pytest.approx(0.25 - 12.706 * 0.05, abs=1e-3)
-    # Both lists change by the same .25, so every resampling of the queries does.
+    # Both lists change by the same .25, and so does every resample of the queries.
     assert principled["ndcg@10 - none, queries"]["low"] == pytest.approx(0.25)
     assert "+0.2500" in real_log.as_markdown(summary)
 
 
-def test_a_folder_without_runs_is_refused_before_anything_is_written(
+def test_a_folder_without_runs_is_rejected_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else an empty table would replace the committed one."""
+    """Otherwise an empty table would replace the committed one."""
     (tmp_path / "clara2").mkdir()
     monkeypatch.setattr(real_log, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["real_log.py", "--root", str(tmp_path), "--summary", str(tmp_path)])

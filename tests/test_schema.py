@@ -1,4 +1,4 @@
-"""The schema: what is wrong with one is said at once; it goes through JSON unchanged; its fingerprint."""
+"""The schema: errors are reported on creation; JSON round trips; its fingerprint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ WRONG_SCHEMAS = {
         lambda: ListSchema(items=["item_id"]),
         "'item_id' is not a feature: expected Categorical",
     ),
-    "a column twice": (lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]), "names the column 'item_id' twice"),
+    "duplicate column": (
+        lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]),
+        "names the column 'item_id' twice",
+    ),
     "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is both a feature and the label"),
     "vector of the user": (lambda: ListSchema(items=[ITEM], user=[Vector("v", dim=2)]), "'v' is a Vector in user"),
     "vector of the history": (
         lambda: ListSchema(items=[ITEM], history=[Vector("v", 2)]),
         "'v' is a Vector in history",
     ),
-    "shares what is not there": (
+    "shares an unknown table": (
         lambda: ListSchema(items=[ITEM], history=[Categorical("seen", shares="itemid")]),
         r"shares the table of 'itemid'.*did you mean 'item_id'",
     ),
@@ -45,9 +48,12 @@ WRONG_SCHEMAS = {
     "scale": (lambda: Dense("x", scale="lgo"), "scale='lgo'.*did you mean 'log'"),  # type: ignore[arg-type]
     "missing": (lambda: Dense("x", missing="drop"), "missing='drop': expected one of mean, indicator, error"),  # type: ignore[arg-type]
     "dim": (lambda: Vector("x", dim=0), "dim=0: expected at least 1"),
-    "half a dimension": (lambda: Vector("x", dim=1.5), "dim=1.5: expected a whole number"),  # type: ignore[arg-type]
+    "fractional dim": (lambda: Vector("x", dim=1.5), "dim=1.5: expected a whole number"),  # type: ignore[arg-type]
     "size as text": (lambda: Categorical("x", size="9"), "size='9': expected a whole number"),  # type: ignore[arg-type]
-    "half an item": (lambda: ListSchema(items=[ITEM], max_list_length=9.5), "max_list_length=9.5: expected a whole"),  # type: ignore[arg-type]
+    "fractional list length": (
+        lambda: ListSchema(items=[ITEM], max_list_length=9.5),
+        "max_list_length=9.5: expected a whole",
+    ),  # type: ignore[arg-type]
     "no label": (lambda: ListSchema(items=[ITEM], label=None), "names no label"),  # type: ignore[arg-type]
     "a number as name": (lambda: ListSchema(items=[Dense(5)]), "names the column 5: expected a non-empty string"),  # type: ignore[arg-type]
     "an empty name": (lambda: ListSchema(items=[ITEM], group=""), "names the column '': expected a non-empty string"),
@@ -56,28 +62,28 @@ WRONG_SCHEMAS = {
         "'click' as position and as label",
     ),
     "grouped by clicks": (lambda: ListSchema(items=[ITEM], group="click"), "'click' as label and as group"),
-    "scored by a feature": (
+    "feature as initial score": (
         lambda: ListSchema(items=[ITEM, Dense("earlier")], initial_score="earlier"),
         "'earlier' is both a feature and the initial_score: name another column",
     ),
-    "scored by the weights": (
+    "weights as initial score": (
         lambda: ListSchema(items=[ITEM], initial_score="w", weight="w"),
         "'w' as initial_score and as weight: each needs its own column",
     ),
-    "a score without a name": (lambda: ListSchema(items=[ITEM], initial_score=""), "names the column '': expected"),
-    "an id of lists": (
+    "empty initial score name": (lambda: ListSchema(items=[ITEM], initial_score=""), "names the column '': expected"),
+    "list id as item id": (
         lambda: ListSchema(items=[ITEM], list_id="list_id", id="list_id"),
         "id of the schema is 'list_id', which is not an item column",
     ),
-    "an id of users": (
+    "group as item id": (
         lambda: ListSchema(items=[ITEM], group="user", id="user"),
         "'user', which is not an item",
     ),
-    "an id of the user's": (
+    "user feature as item id": (
         lambda: ListSchema(items=[ITEM], user=[Categorical("city")], id="city"),
         "id of the schema is 'city', which is not an item column",
     ),
-    "an id without a name": (
+    "empty id name": (
         lambda: ListSchema(items=[ITEM], id=""),
         "names the column '': expected a non-empty string",
     ),
@@ -87,12 +93,12 @@ WRONG_SCHEMAS = {
 
 
 @pytest.mark.parametrize(("make", "message"), WRONG_SCHEMAS.values(), ids=WRONG_SCHEMAS.keys())
-def test_wrong_schema(make, message: str) -> None:
+def test_wrong_schemas_are_rejected(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
 
 
-def test_an_id_may_be_a_feature_or_a_column_of_its_own() -> None:
+def test_the_id_may_be_a_feature_or_a_separate_column() -> None:
     assert ListSchema(items=[ITEM, Categorical("sku")]).id_column == "item_id"
     assert ListSchema(items=[ITEM, Categorical("sku")], id="sku").id_column == "sku"
     assert ListSchema(items=[ITEM], id="sku").id_column == "sku"
@@ -122,7 +128,7 @@ FULL = ListSchema(
 )
 
 
-def test_schema_through_json(tmp_path) -> None:
+def test_schema_is_saved_and_loaded_as_json(tmp_path) -> None:
     FULL.save(tmp_path / "schema.json")
     assert ListSchema.load(tmp_path / "schema.json") == FULL
     assert FULL.to_dict()["items"][0] == {
@@ -134,7 +140,7 @@ def test_schema_through_json(tmp_path) -> None:
         "min_count": 2,
     }
     text = (tmp_path / "schema.json").read_bytes()
-    (tmp_path / "schema.json").write_bytes(b"\xef\xbb\xbf" + text)  # as Windows' editors save it
+    (tmp_path / "schema.json").write_bytes(b"\xef\xbb\xbf" + text)  # as saved by Windows editors
     assert ListSchema.load(tmp_path / "schema.json") == FULL
     assert ListSchema.from_dict({"items": [{"kind": "vector", "name": "v", "dim": 3}]}) == ListSchema(
         items=[Vector("v", 3)]
@@ -168,7 +174,7 @@ def test_schema_through_json(tmp_path) -> None:
         ('{"items": [{"kind": "dense", "name": "x", "name": "y"}]}', "names 'name' twice in one object"),
     ],
 )
-def test_wrong_schema_file(tmp_path, text: str, message: str) -> None:
+def test_wrong_schema_files_are_rejected(tmp_path, text: str, message: str) -> None:
     (tmp_path / "schema.json").write_text(text)
     with pytest.raises(InputError, match=message):
         ListSchema.load(tmp_path / "schema.json")
@@ -176,8 +182,8 @@ def test_wrong_schema_file(tmp_path, text: str, message: str) -> None:
         ListSchema.load(tmp_path / "none.json")
 
 
-def test_fingerprint() -> None:
-    """It follows what the tensors mean, and nothing else."""
+def test_fingerprint_changes_only_with_the_meaning_of_the_tensors() -> None:
+    """Changes that leave the meaning of the tensors leave the fingerprint."""
     same = [
         {"max_list_length": 99},
         {"max_history_length": 99},

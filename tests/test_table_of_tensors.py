@@ -1,4 +1,4 @@
-"""The table of tensors: a schema tells which of them its lists have, and no other list of their names is kept."""
+"""The table of tensors: a schema determines which of them its lists have; there is no second list of names."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def processor() -> ListProcessor:
     return ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA)
 
 
-def test_the_columns_of_items_reach_their_tensors(processor: ListProcessor) -> None:
-    """``initial_score`` among them, of which no line outside the table and ``forward`` says a word."""
+def test_item_columns_reach_their_tensors(processor: ListProcessor) -> None:
+    """Including ``initial_score``, which appears only in the table and in ``forward``."""
     batch = RerankCollator(processor, all_tensors=True)(ROWS)
     real = batch["mask"]
     assert real.sum(1).tolist() == [len(row["item_id"]) for row in ROWS]
@@ -43,22 +43,22 @@ def test_the_columns_of_items_reach_their_tensors(processor: ListProcessor) -> N
 PARTS = {
     "whole": SCHEMA,
     "no user": SCHEMA.replace(user=()),
-    "no numbers of the user": SCHEMA.replace(user=SCHEMA.user[:1]),
-    "no ids of the user": SCHEMA.replace(user=SCHEMA.user[1:]),
+    "no dense user features": SCHEMA.replace(user=SCHEMA.user[:1]),
+    "no categorical user features": SCHEMA.replace(user=SCHEMA.user[1:]),
     "no history": SCHEMA.replace(history=()),
-    "no numbers in the history": SCHEMA.replace(history=SCHEMA.history[:2]),
-    "no ids in the history": SCHEMA.replace(history=SCHEMA.history[2:]),
+    "no dense history features": SCHEMA.replace(history=SCHEMA.history[:2]),
+    "no categorical history features": SCHEMA.replace(history=SCHEMA.history[2:]),
     "no vectors": SCHEMA.replace(items=SCHEMA.items[:-1]),
-    "no numbers of items": SCHEMA.replace(items=(*SCHEMA.items[:2], SCHEMA.items[-1])),
+    "no dense item features": SCHEMA.replace(items=(*SCHEMA.items[:2], SCHEMA.items[-1])),
     "only numbers": SCHEMA.replace(items=SCHEMA.items[2:3], user=(), history=()),
-    "no earlier score": SCHEMA.replace(initial_score=None),
+    "no initial score": SCHEMA.replace(initial_score=None),
     "no position": SCHEMA.replace(position=None),
 }
 
 
 @pytest.mark.parametrize("schema", PARTS.values(), ids=PARTS.keys())
-def test_a_schema_tells_the_tensors_of_its_lists(schema: ListSchema) -> None:
-    """As the ONNX export relies on; with an outcome, labels, weights and propensities come on top."""
+def test_the_schema_determines_the_tensors_of_its_lists(schema: ListSchema) -> None:
+    """The ONNX export relies on this; lists with an outcome also have labels, weights and propensities."""
     processor = ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=schema)
     names = processor.schema.feature_tensors()
     assert set(processor(ROWS, return_tensors="np")) == {*names, "labels", "weights", "propensities"}
@@ -68,8 +68,10 @@ def test_a_schema_tells_the_tensors_of_its_lists(schema: ListSchema) -> None:
         assert array.shape[2:] == tuple(sizes[axis] for axis in TENSORS[name].axes[2:])
 
 
-def test_a_model_gets_every_feature_in_its_batch(processor: ListProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that a user writes reads ``batch.initial_scores``, and nothing else has to change."""
+def test_a_model_receives_every_feature_in_its_batch(
+    processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A custom model can read ``batch.initial_scores`` without any other change."""
     config, model = RERANKERS["dnn"]
     made = model(config.for_schema(processor.schema, hidden_sizes=[4])).eval()
     seen: list[ListBatch] = []
@@ -89,8 +91,8 @@ def test_a_model_gets_every_feature_in_its_batch(processor: ListProcessor, monke
 
 
 @pytest.mark.slow
-def test_no_other_list_of_tensor_names() -> None:
-    """A literal of three names of the table anywhere else would be a second table, to be changed with the first."""
+def test_tensor_names_are_listed_in_one_place_only() -> None:
+    """A literal with three names of the table anywhere else would be a second table to keep in sync."""
     root = Path(hf_rerank.__file__).parent
     looked_at = 0
     for path in sorted(root.rglob("*.py")):
@@ -98,14 +100,14 @@ def test_no_other_list_of_tensor_names() -> None:
             entries = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
             texts = {entry.value for entry in entries if isinstance(entry, ast.Constant)}
             looked_at += bool(texts)
-            if path.parent.name in ("metrics", "testing"):  # arguments of metrics; lists made by hand
+            if path.parent.name in ("metrics", "testing"):  # arguments of metrics; handmade lists
                 continue
             assert len(texts & set(TENSORS)) < 3, f"{path}, line {node.lineno}"
     assert looked_at > 500
 
 
-def test_a_schema_without_categories() -> None:
-    """``item_categorical`` is required, and has then no column."""
+def test_a_schema_without_categorical_features() -> None:
+    """``item_categorical`` is required, and has no columns here."""
     schema = PARTS["only numbers"]
     processor = ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=schema)
     assert processor(ROWS[:2])["item_categorical"].shape[2] == 0

@@ -1,4 +1,4 @@
-"""Lists: every wrong input names column, list and remedy; good input arrives unchanged from any container."""
+"""Lists: errors name column, list and remedy; valid input arrives unchanged from any container."""
 
 import math
 import time
@@ -26,8 +26,8 @@ SCHEMA = ListSchema(
 )
 
 
-def row(name: str, **changes: object) -> dict[str, object]:
-    """A list of two items with a history of three; a column is left out by ``...``."""
+def make_row(name: str, **changes: object) -> dict[str, object]:
+    """A list of two items with a history of three; a value of ``...`` leaves out the column."""
     columns = {
         "list_id": name,
         "item_id": [11, 12],
@@ -52,7 +52,7 @@ def row(name: str, **changes: object) -> dict[str, object]:
 HERE = "list 11 (id second)"
 OF_ITEMS = ("item_id", "price", "stars", "text", "click", "place", "earlier", "weight", "looked", "truth")
 EMPTY: dict[str, list] = {name: [] for name in OF_ITEMS}
-# What is wrong with the second of three lists, and what the message must say: column, place, remedy.
+# Changes to the second of three lists, and parts of the message: column, place, remedy.
 WRONG_LISTS = {
     "missing in one list": ({"price": ..., "prices": [1, 2]}, [HERE, "'price'", "did you mean 'prices'"]),
     "ragged": ({"price": [1.0]}, [HERE, "'price' has 1", "'item_id' has 2", "equally long"]),
@@ -70,9 +70,9 @@ WRONG_LISTS = {
     "nan": ({"price": [1.0, math.nan]}, [f"{HERE}, item 1", "'price' holds nan", "finite", "null (None)"]),
     "infinity": ({"price": [-math.inf, 1.0]}, [f"{HERE}, item 0", "'price' holds -inf", "finite", "null (None)"]),
     "beyond float32": ({"price": [1.0, 1e39]}, [f"{HERE}, item 1", "'price' holds 1e+39", "float32"]),
-    "nan of the user": ({"age": math.nan}, [HERE, "'age' holds nan", "null (None)"]),
+    "nan of a user": ({"age": math.nan}, [HERE, "'age' holds nan", "null (None)"]),
     "nan in the history": ({"minutes": [1.0, 2.0, math.nan]}, [f"{HERE}, item 2", "'minutes' holds nan", "null"]),
-    "null where it is refused": (
+    "null that is not allowed": (
         {"stars": [3, None]},
         [f"{HERE}, item 1", "'stars'", "missing='mean' or 'indicator'"],
     ),
@@ -95,19 +95,22 @@ WRONG_LISTS = {
     ),
     "nan earlier score": ({"earlier": [math.nan, 1.0]}, [f"{HERE}, item 0", "'earlier' holds nan", "finite"]),
     "earlier score beyond float32": ({"earlier": [1.0, -1e39]}, [f"{HERE}, item 1", "'earlier' holds -1e+39"]),
-    "never looked at": (
+    "zero propensity": (
         {"looked": [0.5, 0.0]},
         [f"{HERE}, item 1", "propensity column 'looked' holds 0", "above 0 and at most 1"],
     ),
     "inverse propensities": ({"looked": [4.0, 1.0]}, [f"{HERE}, item 0", "'looked' holds 4", "give 1 / x"]),
-    "negative truth": ({"truth": [0.5, -0.1]}, [f"{HERE}, item 1", "attraction", "'truth' holds -0.1", "at least 0"]),
+    "negative attraction": (
+        {"truth": [0.5, -0.1]},
+        [f"{HERE}, item 1", "attraction", "'truth' holds -0.1", "at least 0"],
+    ),
     "positions from 1": ({"place": [2, 1]}, [HERE, "'place'", "0..1", "start at 1: subtract 1"]),
-    "a position twice": ({"place": [0, 0]}, [HERE, "'place'", "0..1 (0, 0)", "each of 0 to length - 1 once"]),
-    "a position outside": ({"place": [0, 7]}, [HERE, "'place'", "0..1 (0, 7)", "each of 0 to length - 1 once"]),
-    "a negative position": ({"place": [0, -1]}, [HERE, "'place'", "0..1 (0, -1)", "each of 0 to length - 1 once"]),
+    "duplicate position": ({"place": [0, 0]}, [HERE, "'place'", "0..1 (0, 0)", "each of 0 to length - 1 once"]),
+    "position out of range": ({"place": [0, 7]}, [HERE, "'place'", "0..1 (0, 7)", "each of 0 to length - 1 once"]),
+    "negative position": ({"place": [0, -1]}, [HERE, "'place'", "0..1 (0, -1)", "each of 0 to length - 1 once"]),
     "null position": ({"place": [0, None]}, [f"{HERE}, item 1", "'place' is null", "expected an integer"]),
 }
-# What is wrong with a whole column.
+# Changes to a whole column.
 WRONG_COLUMNS = {
     "no column": ({"price": ..., "prcie": [1, 2]}, ["no column 'price'", "item_id", "did you mean 'prcie'"]),
     "no label": ({"click": ..., "clicks": [0, 1]}, ["no column 'click'", "did you mean 'clicks'"]),
@@ -121,16 +124,16 @@ WRONG_COLUMNS = {
     "text in vectors": ({"text": [["a", "b"], ["c", "d"]]}, ["'text' holds string", "expected numbers"]),
     "numbers for ids": ({"item_id": [1.5, 2.0]}, ["'item_id' holds double", "integers or text", "declare it Dense"]),
     "numbers for positions": ({"place": [0.0, 1.0]}, ["'place' holds double", "expected integers", "convert it"]),
-    "one value a list": ({"price": 1.5}, ["'price' holds one double per list", "expected a sequence"]),
+    "one value per list": ({"price": 1.5}, ["'price' holds one double per list", "expected a sequence"]),
     "one number for a vector": ({"text": [1.0, 2.0]}, ["'text' holds one double per item", "expected 2 numbers"]),
     "a sequence for the user": ({"age": [1.0, 2.0]}, ["'age' holds list", "expected numbers"]),
-    "all null where it is refused": ({"stars": [None, None]}, ["list 10 (id first), item 0", "'stars'", "fill it"]),
+    "all null, not allowed": ({"stars": [None, None]}, ["list 10 (id first), item 0", "'stars'", "fill it"]),
 }
 
 
 @pytest.mark.parametrize(("changes", "fragments"), WRONG_LISTS.values(), ids=WRONG_LISTS.keys())
-def test_wrong_list_is_named(changes: dict, fragments: list[str]) -> None:
-    rows = [row("first"), row("second", **changes), row("third", **changes)]
+def test_wrong_lists_are_reported_with_column_list_and_remedy(changes: dict, fragments: list[str]) -> None:
+    rows = [make_row("first"), make_row("second", **changes), make_row("third", **changes)]
     with pytest.raises(InputError) as error:
         Lists.from_rows(rows, SCHEMA, with_labels=True, first=10)
     assert [part for part in fragments if part not in str(error.value)] == [], str(error.value)
@@ -147,8 +150,8 @@ def test_wrong_list_is_named(changes: dict, fragments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("changes", "fragments"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS.keys())
-def test_wrong_column_is_named(changes: dict, fragments: list[str]) -> None:
-    rows = [row("first", **changes), row("second", **changes)]
+def test_wrong_columns_are_reported_with_remedy(changes: dict, fragments: list[str]) -> None:
+    rows = [make_row("first", **changes), make_row("second", **changes)]
     for read in (
         lambda: Lists.from_rows(rows, SCHEMA, with_labels=True, first=10),
         lambda: Lists.from_arrow(pa.Table.from_pylist(rows), SCHEMA, with_labels=True, first=10),
@@ -162,25 +165,25 @@ def test_wrong_column_is_named(changes: dict, fragments: list[str]) -> None:
     ("rows", "fragment"),
     [
         ({"item_id": [1]}, "expected a sequence of lists, one dict per list, got dict"),
-        (iter([row("first")]), "expected a sequence of lists, one dict per list, got list_iterator"),
-        ([row("first"), [1, 2]], "list 1 is a list: expected a dictionary of columns"),
+        (iter([make_row("first")]), "expected a sequence of lists, one dict per list, got list_iterator"),
+        ([make_row("first"), [1, 2]], "list 1 is a list: expected a dictionary of columns"),
         ("text", "list 0 is a str: expected a dictionary of columns"),
         ([{}], "the lists have no column 'item_id'"),
     ],
 )
-def test_what_are_no_lists(rows: object, fragment: str) -> None:
+def test_values_that_are_not_lists_are_rejected(rows: object, fragment: str) -> None:
     with pytest.raises(InputError, match=fragment):
         Lists.from_rows(rows, SCHEMA)  # type: ignore[arg-type]
 
 
-def test_a_column_twice() -> None:
+def test_duplicate_columns_are_rejected() -> None:
     table = pa.Table.from_arrays([pa.array([[1]]), pa.array([[2]])], names=["item_id", "item_id"])
     with pytest.raises(InputError, match="2 columns 'item_id'"):
         Lists.from_arrow(table, ListSchema(items=[Categorical("item_id")]))
 
 
-def test_ids_that_are_no_text() -> None:
-    """As a JSON reader that does not look lets them through: one id, the byte 255."""
+def test_ids_that_are_not_utf8_are_rejected() -> None:
+    """A JSON reader that does not check may let them through: here one id, the byte 255."""
     broken = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
     )
@@ -189,8 +192,8 @@ def test_ids_that_are_no_text() -> None:
         Lists.from_arrow(table, ListSchema(items=[Categorical("item_id")], list_id="list_id"))
 
 
-def test_a_late_list_is_found_fast() -> None:
-    """Converting every prefix anew would take minutes here; the bound is generous."""
+def test_a_wrong_list_far_down_is_found_fast() -> None:
+    """Converting every prefix again would take minutes here; the bound is generous."""
     rows = [{"item_id": [1, 2]}] * 30_000 + [{"item_id": ["x", "y"]}] * 2
     started = time.perf_counter()
     with pytest.raises(InputError, match="list 30000 "):
@@ -199,8 +202,8 @@ def test_a_late_list_is_found_fast() -> None:
 
 
 ROWS = [
-    row("a"),
-    row(
+    make_row("a"),
+    make_row(
         "b",
         item_id=[5, None, 7],
         price=[None, 2.0, 4.0],
@@ -217,13 +220,13 @@ ROWS = [
         looked=[1.0, 0.5, 0.125],
         truth=[0.5, 0.5, 0.25],
     ),
-    row("c", seen=[None], minutes=[None]),
-    row("d", gender="m", place=[0, 1]),
+    make_row("c", seen=[None], minutes=[None]),
+    make_row("d", gender="m", place=[0, 1]),
 ]
 
 
 def assert_equal(lists: Lists, rows: list[dict]) -> None:
-    """``lists`` hold exactly ``rows``, flattened here one row after another."""
+    """Checks that ``lists`` contain exactly ``rows``, flattened here row by row."""
 
     def flat(name: str) -> list:
         return [value for one in rows for value in one[name]]
@@ -285,12 +288,12 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("read", CONTAINERS.values(), ids=CONTAINERS.keys())
-def test_lists_from_any_container(read) -> None:
+def test_lists_are_equal_from_any_container(read) -> None:
     assert_equal(read(), ROWS)
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])
-def test_fixed_size_vectors_in_a_slice(start: int) -> None:
+def test_fixed_size_vectors_in_a_slice_are_read(start: int) -> None:
     vectors = pa.array([one["text"] for one in ROWS], type=pa.list_(pa.list_(pa.float32(), 2)))
     table = TABLE.set_column(TABLE.schema.get_field_index("text"), "text", vectors)
     assert_equal(Lists.from_arrow(table.slice(start), SCHEMA), ROWS[start:])
@@ -298,24 +301,24 @@ def test_fixed_size_vectors_in_a_slice(start: int) -> None:
 
 @pytest.mark.parametrize("number", range(len(ROWS)))
 @pytest.mark.parametrize("large", [False, True])
-def test_one_list_alone(number: int, large: bool) -> None:
-    """Read another way than many: from a row, and cut out of a table."""
+def test_a_single_list_is_read_like_many(number: int, large: bool) -> None:
+    """A single list takes another code path: from a row, and as a slice of a table."""
     assert_equal(Lists.from_rows(ROWS[number : number + 1], SCHEMA), ROWS[number : number + 1])
     table = _large(TABLE) if large else TABLE
     assert_equal(Lists.from_arrow(table.slice(number, 1), SCHEMA), ROWS[number : number + 1])
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _ in (*WRONG_LISTS.values(), *WRONG_COLUMNS.values())])
-def test_a_wrong_list_alone_is_named_as_among_others(changes: dict) -> None:
-    wrong, said = row("second", **changes), []
+def test_a_single_wrong_list_gives_the_same_error_as_among_others(changes: dict) -> None:
+    wrong, messages = make_row("second", **changes), []
     for rows in ([wrong], [wrong, wrong]):
         with pytest.raises(InputError) as error:
             Lists.from_rows(rows, SCHEMA, with_labels=True, first=10)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
-def test_after_select_shuffle_and_streaming() -> None:
+def test_lists_after_select_shuffle_and_streaming() -> None:
     by_id = {one["list_id"]: one for one in ROWS}
     dataset = Dataset(TABLE)
     for lists, names in (
@@ -332,8 +335,8 @@ def test_after_select_shuffle_and_streaming() -> None:
 
 
 def test_streamed_rows() -> None:
-    streamed = IterableDataset.from_generator(lambda: iter([row("a"), row("d")]))
-    assert_equal(Lists.from_arrow(next(iter(tables_of(streamed, 5))), SCHEMA), [row("a"), row("d")])
+    streamed = IterableDataset.from_generator(lambda: iter([make_row("a"), make_row("d")]))
+    assert_equal(Lists.from_arrow(next(iter(tables_of(streamed, 5))), SCHEMA), [make_row("a"), make_row("d")])
 
 
 @pytest.mark.parametrize(
@@ -344,13 +347,13 @@ def test_streamed_rows() -> None:
         ("lists.parquet", "got str"),
     ],
 )
-def test_what_no_tables_come_from(lists: object, fragment: str) -> None:
+def test_sources_that_are_not_datasets_are_rejected(lists: object, fragment: str) -> None:
     with pytest.raises(InputError, match=fragment):
         list(tables_of(lists, 10))
 
 
-def test_what_is_not_there_when_only_ranking() -> None:
-    bare = [row("a", **dict.fromkeys((*OF_ITEMS[4:], "list_id"), ...))] * 2
+def test_outcome_columns_are_optional_for_ranking() -> None:
+    bare = [make_row("a", **dict.fromkeys((*OF_ITEMS[4:], "list_id"), ...))] * 2
     lists = Lists.from_rows(bare, SCHEMA, first=7)
     assert lists.labels is None
     assert set(lists.columns) == {"position_ids"}
@@ -358,13 +361,13 @@ def test_what_is_not_there_when_only_ranking() -> None:
     assert lists.ids == ["7", "8"]
 
 
-def test_no_lists_at_all() -> None:
+def test_zero_lists_are_accepted() -> None:
     for lists in (Lists.from_rows([], SCHEMA, with_labels=True), Lists.from_arrow(TABLE.slice(0, 0), SCHEMA)):
         assert len(lists) == 0
         assert lists.items["text"].shape == (0, 2)
 
 
-def test_booleans_and_wide_integers_are_numbers() -> None:
+def test_booleans_and_large_integers_are_read_as_numbers() -> None:
     schema = ListSchema(items=[Categorical("new"), Dense("price")])
     lists = Lists.from_rows([{"new": [True, False], "price": [2**53 + 1, 0], "click": [True, False]}], schema)
     assert lists.items["new"].to_pylist() == [1, 0]

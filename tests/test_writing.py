@@ -1,6 +1,6 @@
-"""All that writes: killed, short of disk, twice at once, with a source that changes: whole outputs, or one clear line.
+"""Every writer, when killed, on a full disk, run twice at once or with a changing source: whole output or an error.
 
-The faults of one writer are those of one process that has imported everything; each run is a fork of it.
+All runs of one writer are forks of one process that has imported everything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_killed_short_of_disk_and_twice_at_once(inputs: Path, tmp_path: Path, name: str) -> None:
+def test_writers_survive_kills_full_disks_and_concurrent_runs(inputs: Path, tmp_path: Path, name: str) -> None:
     report = tmp_path / "report.json"
     warm.run(faults, name, inputs, tmp_path / "runs", report, log=tmp_path / "log")
     found = json.loads(report.read_text())
@@ -40,8 +40,8 @@ def test_killed_short_of_disk_and_twice_at_once(inputs: Path, tmp_path: Path, na
     assert {name: wrong for name, wrong in judge(found, tmp_path / "runs" / "work") if wrong} == {}
 
 
-def change(path: Path) -> None:
-    """Puts other content in the place of a file, of the same size and time of modification."""
+def replace_content(path: Path) -> None:
+    """Replaces a file by other content of the same size and modification time."""
     before, content = path.stat(), path.read_bytes()
     other = temporary_path(path)
     other.write_bytes(content.replace(b"1", b"2"))
@@ -51,8 +51,8 @@ def change(path: Path) -> None:
     assert path.stat().st_size == before.st_size
 
 
-def changing(name: str, inputs: Path, folder: Path) -> None:
-    """Runs a writer, whose source changes while it is read."""
+def write_from_changing_source(name: str, inputs: Path, folder: Path) -> None:
+    """Runs a writer whose source changes while it is read."""
     folder.mkdir()
     writer = WRITERS[name]
     module, attributes = writer.reading.split(":")
@@ -65,12 +65,12 @@ def changing(name: str, inputs: Path, folder: Path) -> None:
     def reading(*arguments: Any, **options: Any) -> Any:
         if not fired:
             fired.append(True)
-            change(inputs / writer.source)
+            replace_content(inputs / writer.source)
         return original(*arguments, **options)
 
     setattr(owner, function, reading)
     runs = Runs(writer, inputs, folder)
-    runs.anew()
+    runs.reset()
     before = [path for path in runs.work.rglob("*") if path.is_file()]
     code = writer.run(inputs, runs.work, 0)
     assert fired
@@ -79,20 +79,22 @@ def changing(name: str, inputs: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, writer in WRITERS.items() if writer.source])
-def test_a_source_that_changes_while_it_is_read(inputs: Path, tmp_path: Path, name: str) -> None:
-    """To content of the same size and time of modification; nothing is written."""
+def test_a_source_that_changes_while_it_is_read_is_an_error(inputs: Path, tmp_path: Path, name: str) -> None:
+    """The new content has the same size and modification time; nothing is written."""
     mine = tmp_path / "inputs"
     shutil.copytree(inputs, mine)
     log = tmp_path / "log"
-    warm.run(changing, name, mine, tmp_path / "runs", log=log)
-    said = [line for line in log.read_text().splitlines() if line.startswith("hf-rerank: ")]
-    assert said == [
+    warm.run(write_from_changing_source, name, mine, tmp_path / "runs", log=log)
+    errors = [line for line in log.read_text().splitlines() if line.startswith("hf-rerank: ")]
+    assert errors == [
         f"hf-rerank: {mine / WRITERS[name].source} changed while it was read: run again when it is complete"
     ]
 
 
-def test_an_output_that_is_an_input(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused in one line, and the input stays as it was."""
+def test_writing_into_an_input_folder_is_rejected(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error is one line, and the input is unchanged."""
     mine = tmp_path / "inputs"
     shutil.copytree(inputs, mine)
     before = digests(mine)

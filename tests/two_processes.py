@@ -1,4 +1,4 @@
-"""Two processes that torch takes for those of one distributed run; ``test_trainer.py`` starts torchrun itself."""
+"""Two processes that torch treats as one distributed run; ``test_trainer.py`` starts torchrun itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import warm
 
 
 def run_on_two(function: Callable[..., Any], *args: Any, folder: Path, timeout: float = 300) -> None:
-    """Runs a function of a module in both, to its end; what they print goes to ``folder``. Fails unless both end well.
+    """Runs a module-level function in both until it ends; output goes to ``folder``. Fails unless both succeed.
 
-    The environment is what torchrun would tell each of them.
+    The environment is set as torchrun would set it for each of them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -30,5 +30,5 @@ def run_on_two(function: Callable[..., Any], *args: Any, folder: Path, timeout: 
     printed = "".join(log.read_text()[-2000:] for log in logs if log.exists())
     codes = [process.exitcode for process in started]
     for process in started:
-        process.kill()  # where one has ended badly, the other may wait for it
+        process.kill()  # if one has failed, the other may be waiting for it
     assert codes == [0, 0], printed

@@ -1,6 +1,6 @@
-"""Processes that start warm: forked from one that has imported everything, and has computed nothing.
+"""Processes that start fast: forked from one that has imported everything and computed nothing.
 
-torch refuses gradients in a fork of a process that has computed some, so tests cannot fork from their own.
+torch refuses gradients in a fork of a process that has computed some, so tests cannot fork their own process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import hf_rerank
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Whatever is imported only after the fork is imported again by each process. Installed modules only: the server of
-# Python 3.11 passes over those that only pytest's path leads to, without a word.
+# Modules imported only after the fork would be imported again by each process. Only installed modules work: the
+# server of Python 3.11 silently skips modules that are found only through pytest's path.
 CONTEXT.set_forkserver_preload(
     [
         "pytest",
@@ -36,9 +36,9 @@ CONTEXT.set_forkserver_preload(
 
 
 def start(function: Callable[..., Any], *args: Any, log: Path, **environment: str) -> BaseProcess:
-    """Runs a function of a module in a process of its own; what it prints goes to ``log``.
+    """Runs a module-level function in a separate process; its output goes to ``log``.
 
-    The process ends with what the function returns, if that is a whole number, as its exit code.
+    An integer returned by the function is the exit code.
     """
     process = CONTEXT.Process(target=_run, args=(function, args, str(log), environment))
     process.start()
@@ -46,19 +46,19 @@ def start(function: Callable[..., Any], *args: Any, log: Path, **environment: st
 
 
 def run(function: Callable[..., Any], *args: Any, log: Path, timeout: float = 300, **environment: str) -> None:
-    """As ``start``; waits, and fails unless it ends well."""
+    """Like ``start``, but waits for the end and fails unless the exit code is 0."""
     process = start(function, *args, log=log, **environment)
     process.join(timeout)
     assert process.exitcode == 0, f"exit code {process.exitcode}: {log.read_text()[-3000:]}"
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], log: str, environment: dict[str, str]) -> None:
-    gc.freeze()  # of what is imported: each training begins with a whole garbage collection
+    gc.freeze()  # exempts imported modules: each training starts with a full garbage collection
     os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # of data-loader workers, as in a process of its own
+    multiprocessing.set_start_method("fork", force=True)  # for data-loader workers, as in an ordinary process
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    # Not closed when they are replaced: another file would get their number.
+    # Not closed when replaced: another file would get their descriptor.
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.exit(function(*args))

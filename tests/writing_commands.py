@@ -1,4 +1,4 @@
-"""All that writes: the commands, and the methods that write by themselves, with inputs that take a moment each."""
+"""Everything that writes: the commands and the methods that write, with inputs that take only a moment."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SCHEMA = ListSchema(items=[Categorical("item_id"), Dense("price")], list_id="lis
 
 @dataclass(frozen=True)
 class Writer:
-    """Something that writes.
+    """A command or method that writes.
 
     Attributes:
-        run: ``(inputs, work, variant) -> exit code``: writes below ``work``. Variants 0 and 1 write other bytes to
-            the same names.
-        before: ``(inputs, work)``: Makes what is there before.
-        source: The input, below ``inputs``, that is changed while it is read; "" if there is none.
-        reading: The function, as ``module:name``, that is called while the source is read.
-        kills: How many operations on the disk it is killed at.
-        apart: It writes files that have nothing to do with each other.
+        run: ``(inputs, work, variant) -> exit code``: writes below ``work``. Variants 0 and 1 write different bytes
+            to the same names.
+        before: ``(inputs, work)``: Creates the files that exist before the run.
+        source: Input below ``inputs`` that is changed while it is read; "": none.
+        reading: Function, as ``module:name``, that is called while the source is read.
+        kills: Number of disk operations at which it is killed.
+        apart: Whether it writes files that are independent of each other.
     """
 
     run: Callable[[Path, Path, int], int]
@@ -45,12 +45,12 @@ class Writer:
 
 
 def command(*arguments: Any) -> int:
-    """Runs a command; its exit code."""
+    """Runs a command and returns its exit code."""
     return cli.main([str(argument) for argument in arguments])
 
 
 def method(call: Callable[[], object]) -> int:
-    """Calls a method; says its errors as the commands do."""
+    """Calls a method and prints its errors as the commands do."""
     try:
         call()
     except (InputError, OSError) as error:
@@ -60,7 +60,7 @@ def method(call: Callable[[], object]) -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """Raw files, own files, prepared lists, a model without training."""
+    """Creates raw files, custom files, prepared lists and untrained models."""
     use_cache(folder / "cache")
     draw = np.random.default_rng(0)
     rows = []
@@ -92,7 +92,7 @@ def make_inputs(folder: Path) -> None:
             processor.save_pretrained(staging)
             (staging / "results.json").write_text("{}\n")
     copy_model(folder, folder / "unused")
-    assert evaluate(folder, folder / "unused", 0) == 0  # the lists are in the cache of datasets now
+    assert evaluate(folder, folder / "unused", 0) == 0  # fills the cache of datasets
 
 
 def use_cache(folder: Path) -> None:
@@ -112,7 +112,7 @@ def evaluate(inputs: Path, work: Path, variant: int) -> int:
     )
 
 
-def cache_of_own_files(inputs: Path, work: Path, variant: int) -> int:
+def cache_custom_files(inputs: Path, work: Path, variant: int) -> int:
     use_cache(work / "cache")
     return method(lambda: load_lists(inputs / "own.jsonl", schema=SCHEMA))
 
@@ -127,22 +127,22 @@ def rank(suffix: str) -> Callable[[Path, Path, int], int]:
     return run
 
 
-def own(inputs: Path, work: Path, variant: int) -> int:
+def prepare_own(inputs: Path, work: Path, variant: int) -> int:
     given = ["--input", inputs / "own.jsonl", "--schema", inputs / "schema.json", "--output-dir", work / "lists"]
     return command("prepare", "own", *given, *(["--ranker-train"] if variant else []))
 
 
-def in_order(inputs: Path, work: Path, variant: int) -> int:
+def prepare_ad_in_order(inputs: Path, work: Path, variant: int) -> int:
     given = ["--raw-dir", inputs / "ad", "--output-dir", work / "lists", "--initial-ranker", "lambdamart"]
     return command("prepare", "ad", *given, "--quality", ("poor", "moderate")[variant])
 
 
-def prm_public(inputs: Path, work: Path, variant: int) -> int:
+def prepare_prm_public(inputs: Path, work: Path, variant: int) -> int:
     given = ["--raw-dir", inputs / "raw", "--output-dir", work / "lists"]
     return command("prepare", "prm_public", *given, "--history-length", 3 + variant)
 
 
-def infer(inputs: Path, work: Path, variant: int) -> int:
+def infer_schema(inputs: Path, work: Path, variant: int) -> int:
     return command("schema", "infer", inputs / "own.jsonl", "--output", work / "schema.json", "--rows", 30 + variant)
 
 
@@ -171,7 +171,7 @@ def export(inputs: Path, work: Path, variant: int) -> int:
 
 
 def save(inputs: Path, work: Path, variant: int) -> int:
-    """Over a model that is there."""
+    """Overwrites an existing model."""
     return method(lambda: Reranker.from_pretrained(inputs / f"model{variant}").save_pretrained(work / "model"))
 
 
@@ -181,11 +181,13 @@ LOAD = "hf_rerank.processing:ListProcessor.from_pretrained"
 WRITERS: dict[str, Writer] = {
     "simulate prm_public": Writer(simulate("prm_public")),
     "simulate ad": Writer(simulate("ad")),
-    "schema infer": Writer(infer, OWN, "hf_rerank.data.custom.inference:unify_tables"),
-    "prepare own": Writer(own, OWN, "hf_rerank.data.custom.custom_source:ListChecker.check"),
-    "prepare prm_public": Writer(prm_public, "raw/set1.train.txt.part1", "hf_rerank.data.prm_public.source:read_unit"),
+    "schema infer": Writer(infer_schema, OWN, "hf_rerank.data.custom.inference:unify_tables"),
+    "prepare own": Writer(prepare_own, OWN, "hf_rerank.data.custom.custom_source:ListChecker.check"),
+    "prepare prm_public": Writer(
+        prepare_prm_public, "raw/set1.train.txt.part1", "hf_rerank.data.prm_public.source:read_unit"
+    ),
     "prepare ad --initial-ranker": Writer(
-        in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.fill", kills=3
+        prepare_ad_in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.fill", kills=3
     ),
     "initial-rank": Writer(initial_rank, OF_LISTS, "hf_rerank.initial_rankers.order:LambdaMARTRanker.fit", kills=2),
     "vectors": Writer(vectors, OF_LISTS, "hf_rerank.personalised_vectors:ClickModel.fit", kills=3),
@@ -198,5 +200,5 @@ WRITERS: dict[str, Writer] = {
     "rank to packed CSV": Writer(rank("csv.gz"), OWN, RERANK, kills=3),
     "export": Writer(export, "model0/config.json", LOAD),
     "save": Writer(save, "model0/config.json", LOAD, before=copy_model),
-    "cache of datasets": Writer(cache_of_own_files, OWN, "hf_rerank.data.custom.own_datasets:read_tables"),
+    "cache of datasets": Writer(cache_custom_files, OWN, "hf_rerank.data.custom.own_datasets:read_tables"),
 }

@@ -1,4 +1,4 @@
-"""What becomes of a writer that is killed, short of disk, or run twice at once."""
+"""Outcomes of a writer that is killed, runs on a full disk, or runs twice at once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Runs:
         self.writer, self.inputs, self.folder = writer, inputs, folder
         self.work = folder / "work"
 
-    def anew(self) -> None:
-        """What is there before the first run."""
+    def reset(self) -> None:
+        """Restores the files that exist before the first run."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         self.writer.before(self.inputs, self.work)
@@ -40,22 +40,22 @@ class Runs:
         return forked(work, **limit)
 
     def run(self, variant: int = 0, fault: Callable[[], None] = lambda: None, **limit: int) -> tuple[int, list[str]]:
-        """As ``start``, to its end; the exit code, and what it said of its mistake."""
-        return said(self.start(variant, fault, **limit).end())
+        """Like ``start``, but waits for the end; returns the exit code and the error lines."""
+        return split_errors(self.start(variant, fault, **limit).end())
 
-    def found(self) -> dict[str, str]:
+    def current_digests(self) -> dict[str, str]:
         return digests(self.work)
 
 
 def faults(name: str, inputs: Path, folder: Path, report: Path, kills: int | None = None) -> None:
-    """Every fault of one writer; what became of each, as JSON.
+    """Runs every fault of one writer and reports the outcomes as JSON.
 
     Args:
         name: A key of ``WRITERS``.
         inputs: Folder of ``make_inputs``.
-        folder: To work in; new.
-        report: File for the JSON.
-        kills: At how many operations on the disk it is killed. None: the writer's own number.
+        folder: New folder to work in.
+        report: Output file.
+        kills: Number of disk operations at which it is killed. None: the writer's own number.
     """
     folder.mkdir()
     writer, draw = WRITERS[name], random.Random(name)
@@ -64,28 +64,28 @@ def faults(name: str, inputs: Path, folder: Path, report: Path, kills: int | Non
         trace_once(inputs)
     expected = []
     for variant in (1, 0):
-        runs.anew()
+        runs.reset()
         counted = folder / f"operations of variant {variant}"
         assert runs.run(variant, lambda counted=counted: kill_points.count_operations(runs.work, counted)) == (0, [])
-        expected.insert(0, runs.found())
+        expected.insert(0, runs.current_digests())
     operations = counted.stat().st_size
     largest = max(path.stat().st_size for path in runs.work.rglob("*") if path.is_file())
     found: dict[str, Any] = {"operations": operations, "kills": [], "full disks": []}
     for number in sorted(
         {*draw.sample(range(1, operations + 1), min(operations, (kills or writer.kills) - 1)), operations}
     ):
-        runs.anew()
+        runs.reset()
         code, _ = runs.run(fault=lambda number=number: kill_points.die_at(runs.work, number))
         again = runs.run()
-        found["kills"].append([number, code == KILLED, *again, different(expected[0], runs.found())])
+        found["kills"].append([number, code == KILLED, *again, differing_names(expected[0], runs.current_digests())])
     for size in (1, largest // 2):
-        runs.anew()
+        runs.reset()
         code, lines = runs.run(file_size=size)
         again, _ = runs.run()
-        found["full disks"].append([size, code, lines, again, different(expected[0], runs.found())])
-    runs.anew()
-    both = [said(run.end()) for run in [runs.start(variant) for variant in (0, 1)]]
-    outcome = runs.found()
+        found["full disks"].append([size, code, lines, again, differing_names(expected[0], runs.current_digests())])
+    runs.reset()
+    both = [split_errors(run.end()) for run in [runs.start(variant) for variant in (0, 1)]]
+    outcome = runs.current_digests()
     whole = outcome in expected
     if writer.apart:
         values = [{of[name] for of in expected} for name in expected[0]]
@@ -96,18 +96,18 @@ def faults(name: str, inputs: Path, folder: Path, report: Path, kills: int | Non
     report.write_text(json.dumps(found))
 
 
-def said(end: tuple[int, str]) -> tuple[int, list[str]]:
-    """The exit code, and the lines of a mistake."""
+def split_errors(end: tuple[int, str]) -> tuple[int, list[str]]:
+    """The exit code and the error lines."""
     code, printed = end
     return code, [line for line in printed.splitlines() if "hf-rerank: " in line or "Traceback" in line]
 
 
-def different(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+def differing_names(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
 
 
 def trace_once(inputs: Path) -> None:
-    """Tracing takes seconds, and writes nothing: all runs get graphs that are traced here."""
+    """Tracing takes seconds and writes nothing, so all runs use graphs traced here."""
     from hf_rerank import Reranker
     from hf_rerank.inference import export
 
@@ -120,11 +120,11 @@ def trace_once(inputs: Path) -> None:
 
 
 def judge(found: dict[str, Any], work: Path) -> Iterator[tuple[str, str]]:
-    """Each fault with what is wrong about its end; "" if it is right.
+    """Each fault with a description of what is wrong with its outcome; "": nothing.
 
-    Right is: after a kill, the same command again gives the same bytes, or refuses because all of them are there; a
-    full disk gives one line that names the path, and then the same command again gives the same bytes; of two runs at
-    once one is whole, and the other whole or refused in one line.
+    Correct outcomes: after a kill, the same command gives the same bytes, or refuses because all files exist; a full
+    disk gives one line that names the path, and the same command afterwards gives the same bytes; of two concurrent
+    runs, one succeeds, and the other succeeds or is rejected with one line.
 
     Args:
         found: The report of ``faults``.

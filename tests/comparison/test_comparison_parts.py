@@ -21,13 +21,13 @@ ROWS = [
 SCHEMA = ListSchema(items=[Categorical("item", min_count=1)], position="place", max_list_length=5)
 
 
-def test_random_orders_are_permutations_that_stay_and_that_depend_on_the_seed() -> None:
+def test_random_orders_are_uniform_permutations_determined_by_the_seed() -> None:
     lengths = np.array([5, 1, 7, 5])
     found, again, other = (draw_positions(lengths, seed) for seed in (0, 0, 1))
     assert [sorted(order.tolist()) for order in found] == [list(range(length)) for length in lengths]
     assert [a.tolist() for a in found] == [b.tolist() for b in again]
     assert [a.tolist() for a in found] != [b.tolist() for b in other]
-    # Each of the 6 orders of 3 items about as often: 1,000 of 6,000, give or take 4 standard deviations of 29.
+    # Each of the 6 orders of 3 items is about equally frequent: 1,000 of 6,000, within 4 standard deviations of 29.
     orders = [tuple(order) for order in draw_positions(np.full(6000, 3), 0)]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
@@ -40,32 +40,32 @@ def test_a_random_order_is_added_as_a_column() -> None:
     assert lists["place"][0] == [2, 0, 1]
 
 
-def test_the_time_that_remains_is_that_of_the_same_arm_or_of_all() -> None:
+def test_remaining_time_is_estimated_from_the_same_arm_or_else_from_all_arms() -> None:
     assert remaining_seconds({}, ["a"]) is None
     # a takes 2 s on average; c was never run and takes (1 + 3 + 8) / 3 = 4 s.
     assert remaining_seconds({"a": [1.0, 3.0], "b": [8.0]}, ["a", "b", "c"]) == pytest.approx(2 + 8 + 4)
     assert [format_duration(seconds) for seconds in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
 
 
-def test_scores_are_measured_per_list() -> None:
+def test_scores_are_evaluated_per_list() -> None:
     lists = Dataset.from_list(ROWS)
     processor = ListProcessor.from_lists(lists, schema=SCHEMA)
     order = score_logged_order(processor, lists)
     assert order.tolist() == [-2, 0, -1, 0, -1]
     found = measure_scores(order, processor, lists, ks=[10], no_click="skip")
-    # The click on c stands at position 1, the second: 1 / log2(3). The second list has no click.
+    # The click on c is at position 1, the second: 1 / log2(3). The second list has no click.
     assert found.per_list[0] == pytest.approx(1 / math.log2(3))
     assert math.isnan(found.per_list[1])
     assert found.measures["ndcg@10"] == pytest.approx(1 / math.log2(3))
 
 
-def test_the_primary_measure_is_that_of_the_truth_where_it_is_known() -> None:
+def test_primary_measure_is_expected_clicks_where_the_ground_truth_is_known() -> None:
     assert primary_measure(SCHEMA) == "ndcg@10"
     assert primary_measure(SCHEMA.replace(attraction="truth", examination=[1.0] * 5)) == "expected_clicks"
 
 
 def outcome(value: float, validation: float, lists: int = 40) -> dict:
-    """Every list has the same value, give or take a pattern that averages to 0."""
+    """Every list has the same value, plus a pattern that averages to 0."""
     noise = np.tile([0.001, -0.001], lists // 2)
     return {
         "test": {"ndcg@10": value},
@@ -77,8 +77,8 @@ def outcome(value: float, validation: float, lists: int = 40) -> dict:
 
 
 @pytest.mark.slow
-def test_the_best_on_validation_is_compared_with_every_simpler_alternative() -> None:
-    # Test values are chosen so that a choice on the test lists would take another arm.
+def test_the_best_arm_on_validation_is_compared_with_every_simpler_alternative() -> None:
+    # With these test values, a choice on the test lists would pick another arm.
     values = {
         Arm("lambdamart", WITHOUT): (0.30, 0.30),
         Arm("lambdamart", WITH): (0.29, 0.31),
@@ -117,7 +117,7 @@ def test_the_best_on_validation_is_compared_with_every_simpler_alternative() -> 
     assert rows["prm without order"].spread == pytest.approx(0.001 / math.sqrt(2))
 
 
-def test_a_plan_knows_its_arms_and_refuses_what_is_wrong() -> None:
+def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
     models = find_models(["prm", "prm", "dlcm"])
     assert [model.name for model in models] == ["dnn", "prm", "dlcm"]
     assert [model.can_ignore_order for model in models] == [True, True, False]
@@ -148,6 +148,6 @@ def test_a_plan_knows_its_arms_and_refuses_what_is_wrong() -> None:
         ("json:JSONDecoder", "not a subclass of hf_rerank.PreTrainedReranker"),
     ],
 )
-def test_models_that_are_none_are_refused(name: str, message: str) -> None:
+def test_names_that_are_not_models_are_rejected(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_models([name])

@@ -1,4 +1,4 @@
-"""The example in the README of evaluation is what the committed comparison prints."""
+"""The example in the README of evaluation is the output of the committed comparison."""
 
 import json
 import textwrap
@@ -12,7 +12,7 @@ from hf_rerank.evaluation.comparing import Comparison, Interval
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_example_is_what_was_measured() -> None:
+def test_the_readme_example_matches_the_committed_report() -> None:
     saved = json.loads((ROOT / "scripts/experiments/results/compare/report.json").read_text(encoding="utf-8"))
     intervals = ("over_seeds", "over_groups")
     comparisons = [

@@ -1,4 +1,4 @@
-"""What is recommended, case by case: the numbers are written out, and so is what follows from them."""
+"""Recommendations, case by case: the evidence is written out, and so is the conclusion expected from it."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def text(evidence: Evidence) -> str:
     return " ".join(recommend(evidence).reasons)
 
 
-# What changes in the evidence -> what is to be used.
+# Changes in the evidence -> recommended arm.
 CASES = {
     "order has value, principles cost nothing": ({}, "prm with principles"),
     "order has value, principles gain": ({"principles": {"prm": GAIN}}, "prm with principles"),
@@ -42,7 +42,7 @@ CASES = {
     "no order at all": ({"order": {}, "principles": {}, "best_arm": "prm without order"}, "prm without order"),
     "nothing beats the logged order": ({"over_simpler": {LOGGED: OPEN, "dnn with order": GAIN}}, LOGGED),
     "the logged order is better": ({"over_simpler": {LOGGED: LOSS}}, LOGGED),
-    "a system of one's own is as good": (
+    "the user's own system is as good": (
         {"over_simpler": {LOGGED: GAIN, "ours": OPEN, "dnn with order": GAIN}},
         "ours",
     ),
@@ -62,28 +62,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_to_use(case: str) -> None:
+def test_recommended_arm_for_each_kind_of_evidence(case: str) -> None:
     changes, use = CASES[case]
     found = recommend(replace(EVIDENCE, **changes))
     assert found.use == use
     assert found.use == (f"{found.model} {found.kind}" if found.model else use)
 
 
-def test_without_value_of_the_order_one_pass_satisfies_both_principles() -> None:
+def test_if_the_order_has_no_value_one_pass_without_it_satisfies_both_principles() -> None:
     found = text(replace(EVIDENCE, order={"prm": OPEN}))
     assert "is not shown to gain NDCG@10 (prm: +0.1% [-1.0%, +1.2%])" in found
     assert "satisfies both principles exactly, in one pass" in found
     assert "Reading the given order costs NDCG@10" in text(replace(EVIDENCE, order={"prm": LOSS}))
 
 
-def test_what_the_principles_cost_is_said_with_both_alternatives() -> None:
+def test_the_cost_of_the_principles_is_reported_with_both_alternatives() -> None:
     costly = replace(EVIDENCE, principles={"prm": LOSS})
     assert "The principles cost NDCG@10: -3.0% [-5.0%, -1.0%]." in text(costly)
     assert "prm with principles is still better than without order: +5.0%" in text(costly)
     assert "take prm without order" in text(replace(costly, principled_over_without={"prm": OPEN}))
 
 
-def test_certainty_is_in_the_words() -> None:
+def test_the_wording_expresses_the_certainty() -> None:
     first = "prm with order, the best on validation, gains NDCG@10 over logged order: +5.0% [+3.0%, +7.0%]."
     assert recommend(EVIDENCE).reasons[0] == first
     assert "prm with order probably gains NDCG@10 over dnn with order" in text(EVIDENCE)
@@ -107,8 +107,10 @@ def test_a_display_order_carries_position_bias() -> None:
     ("p_groups", "p_seeds", "certainty"),
     [(0.001, 0.01, "clear"), (0.001, 0.2, "likely"), (0.06, 0.01, "open"), (0.049, 0.049, "clear")],
 )
-def test_certainty_needs_groups_and_seeds(p_groups: float, p_seeds: float, certainty: str) -> None:
-    """Groups alone are likely at most, and only if the seeds agree in sign."""
+def test_certainty_combines_p_values_over_groups_and_over_seeds(
+    p_groups: float, p_seeds: float, certainty: str
+) -> None:
+    """Groups alone give "likely" at most, and only if the seeds agree in sign."""
     seeds, groups = Interval(0.02, -1.0, 1.0, 2), Interval(0.02, 0.01, 0.03, 100)
     found = effect_of(Comparison("a", "b", "ndcg@10", 0.5, seeds, groups, p_seeds, p_groups))
     # 0.02 / 0.5 = 4 %; 0.01 / 0.5 = 2 %; 0.03 / 0.5 = 6 %.
@@ -120,7 +122,7 @@ def test_certainty_needs_groups_and_seeds(p_groups: float, p_seeds: float, certa
     assert str(disagreeing) == "+4.0% [+2.0%, +6.0%], but the seeds disagree"
 
 
-def test_no_fractions_of_nothing() -> None:
+def test_an_effect_relative_to_zero_is_rejected() -> None:
     seeds = Interval(0.02, -1.0, 1.0, 2)
     with pytest.raises(InputError, match="logged order has ndcg@10 0 on the test lists"):
         effect_of(Comparison("a", LOGGED, "ndcg@10", 0.0, seeds, seeds, 1.0, 1.0))

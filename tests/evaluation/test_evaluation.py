@@ -1,4 +1,4 @@
-"""Evaluation: rows against arithmetic on three small lists, and models whose obedience is known beforehand."""
+"""Evaluation: orders checked by arithmetic on three small lists, and models whose obedience is known in advance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def processor() -> ListProcessor:
     return ListProcessor.from_lists(LISTS, schema=SCHEMA)
 
 
-def world(count: int, seed: int) -> pa.Table:
+def random_lists(count: int, seed: int) -> pa.Table:
     """Random lists of 2 or 3 items."""
     random = np.random.default_rng(seed)
     lengths = random.integers(2, 4, count)
@@ -62,7 +62,7 @@ def world(count: int, seed: int) -> pa.Table:
 
 
 class Scorer(PreTrainedReranker):
-    """A re-ranker by a formula of the table's row of each item and the position at which it is shown."""
+    """A re-ranker that scores by a formula of each item's table row and the position at which it is shown."""
 
     def __init__(self, formula: Any, task_loss: str = "binary_log_loss") -> None:
         super().__init__(RerankerConfig(item_vocab_sizes=[8], max_list_length=3, task_loss=task_loss))
@@ -96,23 +96,23 @@ def by_item(rows: Tensor, positions: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- rows of a table
 
 
-def test_initial_row(processor: ListProcessor) -> None:
+def test_measures_of_the_initial_order(processor: ListProcessor) -> None:
     row = evaluate_orders(processor, LISTS, ks=(2, 3))["initial"]
     expected = {
-        # A's click stands at place 3: 1 / log2(4) = 0.5. B's stands first: 1. C counts 0.
+        # A's click is at rank 3: 1 / log2(4) = 0.5. B's is first: 1. C counts 0.
         "ndcg@3": (0.5 + 1 + 0) / 3,
         "ndcg@2": (0 + 1 + 0) / 3,
         "mrr@3": (1 / 3 + 1 + 0) / 3,
         "precision@2": (0 + 1 / 2 + 0) / 3,
         # A: 1 x 0.1 + 0.5 x 0.4 + 0.25 x 0.9 = 0.525; B: 0.6 + 0.5 x 0.2 = 0.7; C: 0.5.
         "expected_clicks": (0.525 + 0.7 + 0.5) / 3,
-        # A: 0.9 + 0.5 x 0.4 + 0.25 x 0.1 = 1.125; B and C as they are.
+        # A: 0.9 + 0.5 x 0.4 + 0.25 x 0.1 = 1.125; B and C are at their best already.
         "expected_clicks_best": (1.125 + 0.7 + 0.5) / 3,
         "expected_clicks_initial": (0.525 + 0.7 + 0.5) / 3,
         "expected_clicks_share": 0.0,
-        # Within A no pair is won, in B the one pair is.
+        # In A no pair is ordered correctly; in B the only pair is.
         "gauc": 0.5,
-        # Clicked at places 2 and 0; others at 0, 1 (A), 1 (B), 0 (C). Of 8 pairs 2 are won, and 2 ties count half.
+        # Clicks at positions 2 and 0; others at 0, 1 (A), 1 (B), 0 (C). Of 8 pairs, 2 are correct, 2 ties count half.
         "auc": 3 / 8,
         "lists": 3,
         "items": 6,
@@ -121,7 +121,7 @@ def test_initial_row(processor: ListProcessor) -> None:
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
-def test_true_attraction_row(processor: ListProcessor) -> None:
+def test_measures_of_the_order_by_true_attraction(processor: ListProcessor) -> None:
     row = evaluate_orders(processor, LISTS, ks=(3,))["true_attraction"]
     # Both clicks are on their list's most attractive item, 0.9 and 0.6, above all four others.
     expected = {"ndcg@3": 2 / 3, "auc": 1.0, "gauc": 1.0, "expected_clicks_share": 1.0}
@@ -129,10 +129,10 @@ def test_true_attraction_row(processor: ListProcessor) -> None:
     assert row["expected_clicks"] == pytest.approx(row["expected_clicks_best"]) == pytest.approx(2.325 / 3)
 
 
-def test_lists_without_a_click_left_out(processor: ListProcessor) -> None:
+def test_lists_without_a_click_can_be_skipped(processor: ListProcessor) -> None:
     rows = evaluate_orders(processor, LISTS, ks=(3,), no_click="skip")
     assert rows["initial"]["ndcg@3"] == pytest.approx((0.5 + 1) / 2)
-    assert rows["initial"]["expected_clicks"] == pytest.approx(1.725 / 3)  # clicks that are expected need none
+    assert rows["initial"]["expected_clicks"] == pytest.approx(1.725 / 3)  # expected clicks need no observed click
 
 
 def splitmix64(number: int) -> int:
@@ -142,9 +142,9 @@ def splitmix64(number: int) -> int:
     return number ^ number >> 31
 
 
-def test_random_row(processor: ListProcessor) -> None:
-    """A hash of (seed, number of the list, slot), as its documentation says, in whole numbers of Python."""
-    lists = world(700, seed=1)  # more than one batch
+def test_random_order_follows_the_documented_hash(processor: ListProcessor) -> None:
+    """A hash of (seed, list index, slot), as documented, computed here with Python integers."""
+    lists = random_lists(700, seed=1)  # more than one batch
     seed = 11
     values = []
     for number, (positions, clicks) in enumerate(zip(lists["position"], lists["click"], strict=True)):
@@ -158,16 +158,16 @@ def test_random_row(processor: ListProcessor) -> None:
     assert other["initial"] == rows["initial"]
 
 
-def test_random_row_is_uniform(processor: ListProcessor) -> None:
-    """Expected clicks of a uniform order: mean attraction times the examination of the list's places."""
-    lists = world(3000, seed=2)
+def test_random_orders_are_uniform(processor: ListProcessor) -> None:
+    """Expected clicks of a uniform order: mean attraction times the sum of its positions' examination."""
+    lists = random_lists(3000, seed=2)
     expected = [np.mean(row) * sum([1.0, 0.5, 0.25][: len(row)]) for row in lists["attraction"].to_pylist()]
     row = evaluate_orders(processor, lists)["random"]
     assert row["expected_clicks"] == pytest.approx(np.mean(expected), abs=0.01)
     assert row["auc"] == pytest.approx(0.5, abs=0.025)
 
 
-def test_rows_without_truth(processor: ListProcessor) -> None:
+def test_without_true_attraction_only_random_and_initial_orders_are_evaluated(processor: ListProcessor) -> None:
     without = LISTS.drop_columns("attraction")
     rows = evaluate_orders(processor, without)
     assert rows.keys() == {"random", "initial"}
@@ -177,11 +177,11 @@ def test_rows_without_truth(processor: ListProcessor) -> None:
 # ------------------------------------------------------------------------------------------------------------ evaluate
 
 
-def test_a_model_that_keeps_the_order(processor: ListProcessor) -> None:
+def test_a_model_that_keeps_the_given_order(processor: ListProcessor) -> None:
     found = evaluate(Scorer(keeps_order), processor, LISTS, ks=(2, 3), obedience_k=2)
     initial = evaluate_orders(processor, LISTS, ks=(2, 3))["initial"]
     assert {name: found[name] for name in initial} == pytest.approx(initial)
-    # Shown its own ranking it gives it again; shown a swap it gives the swap. C has one item and says nothing.
+    # Given its own ranking, it returns that; given a swap, it returns the swap. C has one item and does not count.
     expected = {
         "p1_obedience": 1.0,
         "p2_obedience": 0.0,
@@ -190,9 +190,9 @@ def test_a_model_that_keeps_the_order(processor: ListProcessor) -> None:
         "cycle_rate": 0.0,
         # A swap moves 2 of 3 items in A, and 2 of 2 in B.
         "p2_item_obedience": (1 / 3 + 0) / 2,
-        # Of A's 3 pairs one is turned around: (2 - 1) / 3; of B's one: -1.
+        # Of A's 3 pairs, one is reversed: (2 - 1) / 3; B's only pair is: -1.
         "p2_kendall_tau": (1 / 3 - 1) / 2,
-        # The top 2 of A, as a set, stays for the swap of places 0 and 1, not for that of 1 and 2; B's is all of B.
+        # A's top 2, as a set, survives the swap of positions 0 and 1, not that of 1 and 2; B's top 2 is all of B.
         "p2_set_obedience@2": (1 / 2 + 1) / 2,
         # Standard deviation of 0, -1, -2 and of 0, -1.
         "score_spread": ((2 / 3) ** 0.5 + 0.5) / 2,
@@ -203,14 +203,14 @@ def test_a_model_that_keeps_the_order(processor: ListProcessor) -> None:
     assert found["settings"]["ks"] == [2, 3]
 
 
-def test_a_model_that_never_settles(processor: ListProcessor) -> None:
+def test_a_model_that_reverses_the_order_cycles(processor: ListProcessor) -> None:
     found = evaluate(Scorer(reverses_order), processor, LISTS, obedience_k=2)
     assert (found["p1_obedience"], found["fixed_point_rate"], found["cycle_rate"]) == (0.0, 0.0, 1.0)
     assert np.isnan(found["fixed_point_steps"])
 
 
-def test_a_model_that_ignores_the_order(processor: ListProcessor) -> None:
-    """Rows grow with the item's number: A's click stands first, B's second."""
+def test_a_model_that_ignores_the_order_obeys_both_principles(processor: ListProcessor) -> None:
+    """Table rows grow with the item's number: A's click is ranked first, B's second."""
     found = evaluate(Scorer(by_item), processor, LISTS, ks=(3,))
     assert (found["p1_obedience"], found["p2_obedience"]) == (1.0, 1.0)
     assert found["ndcg@3"] == pytest.approx((1 + 1 / np.log2(3)) / 3)
@@ -219,13 +219,13 @@ def test_a_model_that_ignores_the_order(processor: ListProcessor) -> None:
     assert found["expected_clicks_share"] == pytest.approx((2.05 - 1.725) / (2.325 - 1.725), rel=1e-5)
 
 
-def test_batch_size_and_progress(processor: ListProcessor) -> None:
-    lists = world(50, seed=3)
+def test_batch_size_changes_no_measure_and_progress_counts_lists(processor: ListProcessor) -> None:
+    lists = random_lists(50, seed=3)
     scorer = Scorer(lambda rows, positions: torch.sin(3 * rows + positions))
-    told: list[int] = []
-    whole = evaluate(scorer, processor, lists, progress=told.append)
-    in_parts = evaluate(scorer, processor, lists, batch_size=7, progress=told.append)
-    assert told == [50, *[7] * 7, 1]
+    reported: list[int] = []
+    whole = evaluate(scorer, processor, lists, progress=reported.append)
+    in_parts = evaluate(scorer, processor, lists, batch_size=7, progress=reported.append)
+    assert reported == [50, *[7] * 7, 1]
     for name in ("settings", "unknown_share", "drift"):
         assert whole.pop(name) == in_parts.pop(name)
     assert whole["lists"] == 50
@@ -238,10 +238,10 @@ def test_unknown_values_are_reported(processor: ListProcessor) -> None:
 
 
 def test_all_passes_share_one_embedding(processor: ListProcessor) -> None:
-    """One forward a batch: the given order, its ranking, both swaps, and the steps that the fixed points still need.
+    """One forward per batch: the given order, its ranking, both swaps, and further steps towards the fixed point.
 
-    Three items that each move on by one place come back after three steps: P(0) to P(2) are known from the ranking
-    and the ranking of the ranking, and one more pass gives P(3).
+    Three items that each move by one position return after three steps: P(0) to P(2) are known from the ranking and
+    the ranking of the ranking, and one more pass gives P(3).
     """
     turning = Scorer(lambda rows, positions: -((positions + 1) % 3))
     lists = pa.table({"list_id": ["A"], "item_id": [[1, 2, 3]], "position": [[2, 0, 1]], "click": [[1, 0, 0]]})
@@ -250,23 +250,23 @@ def test_all_passes_share_one_embedding(processor: ListProcessor) -> None:
     assert [order[0].tolist() for order in turning.shown] == [
         [2, 0, 1],  # given
         [0, 1, 2],  # its ranking
-        [2, 1, 0],  # the items at the places 0 and 1 exchanged
-        [1, 0, 2],  # and those at 1 and 2
-        [1, 2, 0],  # the ranking of the ranking; shown this, the scorer gives the first order again
+        [2, 1, 0],  # the items at positions 0 and 1 swapped
+        [1, 0, 2],  # those at 1 and 2 swapped
+        [1, 2, 0],  # the ranking of the ranking; given this, the scorer returns the first order
     ]
     turning.shown.clear()
     found = evaluate(turning, processor, lists, obedience_k=2, max_steps=1)
-    assert (len(turning.shown), found["cycle_rate"]) == (4, 0.0), "P(3) is not asked for"
+    assert (len(turning.shown), found["cycle_rate"]) == (4, 0.0), "P(3) needs no further pass"
     assert "cycle_rate" not in evaluate(turning, processor, lists, max_steps=0)
 
 
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", "listnet_loss"])
 @pytest.mark.parametrize("name", RERANKERS)
-def test_models_equal_passes_of_their_own(name: str, task_loss: str) -> None:
-    """What one forward measures is what separate calls of the model give, each with its own order."""
+def test_passes_that_share_an_embedding_equal_separate_calls(name: str, task_loss: str) -> None:
+    """One forward measures the same as separate calls of the model, each with its own order."""
     torch.manual_seed(4)
-    lists = world(60, seed=5).append_column("user", pa.array([number % 3 for number in range(60)]))
-    schema = SCHEMA.replace(user=(Categorical("user", min_count=1),))  # RAISE wants to know something of the user
+    lists = random_lists(60, seed=5).append_column("user", pa.array([number % 3 for number in range(60)]))
+    schema = SCHEMA.replace(user=(Categorical("user", min_count=1),))  # RAISE needs a user feature
     processor = ListProcessor.from_lists(lists, schema=schema)
     config, model_class = RERANKERS[name]
     model = model_class(config.for_schema(processor.schema, task_loss=task_loss, initializer_range=0.5)).eval()
@@ -291,12 +291,12 @@ def test_models_equal_passes_of_their_own(name: str, task_loss: str) -> None:
             torch.testing.assert_close(output.losses[measure], values, equal_nan=True, atol=1e-5, rtol=0)
 
 
-def test_evaluation_of_a_model_sums_its_batches(processor: ListProcessor) -> None:
-    """Means, over the lists of two items or more, of what ``measured`` gives for all lists in one batch."""
+def test_obedience_is_averaged_over_batches(processor: ListProcessor) -> None:
+    """Equal to the means, over lists of two or more items, of ``measured`` values for all lists in one batch."""
     torch.manual_seed(6)
     config, model_class = RERANKERS["dnn"]
     model = model_class(config.for_schema(processor.schema, hidden_sizes=[8], initializer_range=0.5)).train()
-    lists = pa.concat_tables([world(30, seed=7), LISTS])  # the last of which has one item
+    lists = pa.concat_tables([random_lists(30, seed=7), LISTS])  # the last of which has one item
     found = evaluate(model, processor, lists, obedience_k=2, batch_size=7)
     assert model.training
     each: dict[str, list[Tensor]] = {}
@@ -310,15 +310,15 @@ def test_evaluation_of_a_model_sums_its_batches(processor: ListProcessor) -> Non
     assert found["obedience_lists"] == 32
 
 
-def test_equal_scores_are_called_collapsed(processor: ListProcessor) -> None:
-    """They obey both principles and are of no use; C has one item and is left out."""
+def test_equal_scores_are_reported_as_collapsed(processor: ListProcessor) -> None:
+    """They obey both principles but are useless; C has one item and is left out."""
     found = evaluate(Scorer(lambda rows, positions: 0 * rows), processor, LISTS)
     assert (found["collapsed_share"], found["score_spread"], found["obedience_lists"]) == (1.0, 0.0, 2)
     assert (found["p1_obedience"], found["p2_obedience"]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_is_put_back(processor: ListProcessor, training: bool) -> None:
+def test_training_mode_is_restored(processor: ListProcessor, training: bool) -> None:
     scorer = Scorer(keeps_order).train(training)
     evaluate(scorer, processor, LISTS)
     assert scorer.training is training
@@ -329,7 +329,7 @@ def test_mode_is_put_back(processor: ListProcessor, training: bool) -> None:
     assert scorer.training is training
 
 
-def test_wrong_lists(processor: ListProcessor) -> None:
+def test_wrong_lists_are_rejected(processor: ListProcessor) -> None:
     scorer = Scorer(keeps_order)
     cases: list[tuple[Any, str]] = [
         (LISTS.slice(0, 0), "no list"),
@@ -351,7 +351,7 @@ def test_wrong_lists(processor: ListProcessor) -> None:
 # ---------------------------------------------------------------------------------------------------------------- sums
 
 
-def test_measures_that_say_nothing_are_left_out() -> None:
+def test_nan_measures_are_left_out() -> None:
     sums = EvaluationSums((3,))
     nan = float("nan")
     for scores, measure in (([[2.0, 1.0]], [0.5]), ([[2.0, 1.0]], [nan]), ([[1.0, 2.0]], [0.75])):
@@ -374,32 +374,32 @@ LOGITS = torch.tensor([[2.0, -1.0, 30.0, 0.5], [40.0, 39.0, 7.0, 7.0]])
 MASK = torch.tensor([[True, True, False, True], [True, True, False, False]])
 
 
-def orders() -> Iterator[Tensor]:
+def orders_by_logits() -> Iterator[Tensor]:
     for row, mask in zip(LOGITS, MASK, strict=True):
         yield row[mask].argsort(descending=True)
 
 
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", *LISTWISE])
-def test_comparable_scores_rank_as_logits(task_loss: str) -> None:
+def test_comparable_scores_rank_like_the_logits(task_loss: str) -> None:
     scores = make_comparable(LOGITS, task_loss, MASK)
-    for row, mask, order in zip(scores, MASK, orders(), strict=True):
+    for row, mask, order in zip(scores, MASK, orders_by_logits(), strict=True):
         assert row[mask].isfinite().all()
         assert row[mask].argsort(descending=True).equal(order)
 
 
 @pytest.mark.parametrize("task_loss", LISTWISE)
-def test_listwise_scores_ignore_a_shift_of_a_list(task_loss: str) -> None:
+def test_listwise_scores_are_invariant_to_shifting_a_list(task_loss: str) -> None:
     scores = make_comparable(LOGITS, task_loss, MASK)
     shifted = make_comparable(LOGITS + torch.tensor([[100.0], [-3.0]]), task_loss, MASK)
     assert torch.allclose(shifted[MASK], scores[MASK], atol=1e-4)
-    # They compare as the probabilities do: e^2 / (e^2 + e^-1 + e^0.5) and e / (e + 1).
+    # They compare like the probabilities: e^2 / (e^2 + e^-1 + e^0.5) and e / (e + 1).
     first, second = np.exp(2) / (np.exp(2) + np.exp(-1) + np.exp(0.5)), np.e / (np.e + 1)
     assert scores[0, 0].exp().item() == pytest.approx(first, rel=1e-5)
     assert scores[1, 0].exp().item() == pytest.approx(second, rel=1e-5)
 
 
 def test_log_loss_scores_are_the_logits() -> None:
-    """Probabilities of 40 and 39 are both 1 in float32; their logits still differ."""
+    """The probabilities of logits 40 and 39 are both 1 in float32; the logits still differ."""
     scores = make_comparable(LOGITS.bfloat16(), "binary_log_loss", MASK)
     assert scores.dtype == torch.float32
     assert scores.equal(LOGITS)

@@ -1,4 +1,4 @@
-"""The pictures: what is drawn is what the log and the measures say, and a file appears whole or not at all."""
+"""Figures: they show the values of the log and the measures, and a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -98,23 +98,23 @@ MEASURES = {
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """Label -> steps and values, of the lines of a panel."""
+    """Label -> steps and values of each line of a panel."""
     return {
         str(line.get_label()): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
         for line in axes.lines
     }
 
 
-def words(figure: Figure) -> str:
-    """All that is written in a figure."""
+def text_of(figure: Figure) -> str:
+    """All text in a figure."""
     from matplotlib.text import Text
 
     figure.draw_without_rendering()
     return "\n".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
 
 
-def size(path: Path) -> tuple[int, int]:
-    """Width and height in the header of a PNG file."""
+def png_size(path: Path) -> tuple[int, int]:
+    """Width and height from the header of a PNG file."""
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert content[12:16] == b"IHDR"
@@ -122,15 +122,15 @@ def size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", content[16:24])
 
 
-def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
-    """How many pixels have exactly this colour."""
+def count_pixels(path: Path, colour: tuple[int, int, int]) -> int:
+    """Number of pixels of exactly this colour."""
     return int((np.rint(imread(path)[..., :3] * 255) == colour).all(-1).sum())
 
 
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-def test_a_training_is_drawn_as_the_log_says() -> None:
+def test_training_curves_match_the_log() -> None:
     losses, obedience, spread, norm = _draw_training(LOG).axes
     steps = [10, 20]
     assert lines(losses) == {
@@ -154,7 +154,7 @@ def test_a_training_is_drawn_as_the_log_says() -> None:
 
 
 @pytest.mark.slow
-def test_scales_and_names_of_the_panels() -> None:
+def test_panels_have_the_right_scales_and_labels() -> None:
     figure = _draw_training(LOG)
     losses, obedience, spread, norm = figure.axes
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear", "log"]
@@ -169,12 +169,12 @@ def test_scales_and_names_of_the_panels() -> None:
     legend = losses.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == list(lines(losses))
-    written = words(figure)
+    written = text_of(figure)
     for title in ("Loss terms, before weighting", "Obedience on", "Spread of a list's scores", "Gradient norm"):
         assert written.count(title) == 1
 
 
-def test_a_principle_keeps_its_colour_and_no_two_lines_of_a_panel_look_alike() -> None:
+def test_each_principle_has_one_colour_and_no_two_lines_of_a_panel_look_alike() -> None:
     figure = _draw_training(LOG)
     found: dict[str, set[str]] = {"P1": set(), "P2": set()}
     for axes in figure.axes:
@@ -201,7 +201,7 @@ def test_a_principle_keeps_its_colour_and_no_two_lines_of_a_panel_look_alike() -
 def test_a_logarithmic_scale_ends_at_round_numbers(
     values: list[float], bottom: float, top: float, ticks: list[float]
 ) -> None:
-    """Ticks at 1, 2, 3, ... of each decade, at 1, 2, 5 where that gives more than eight, else at powers of ten."""
+    """Ticks at 1, 2, 3, ... of each decade; at 1, 2, 5 if that gives more than eight; otherwise at powers of ten."""
     log = [{"step": step, "grad_norm": value} for step, value in enumerate(values)]
     norm = _draw_training(log).axes[3]
     assert norm.get_yscale() == "log"
@@ -210,14 +210,14 @@ def test_a_logarithmic_scale_ends_at_round_numbers(
     assert [float(label.get_text()) for label in norm.get_yticklabels()] == pytest.approx(ticks)
 
 
-def test_a_term_of_zero_makes_the_scale_linear() -> None:
+def test_a_loss_term_of_zero_makes_the_scale_linear() -> None:
     log = [{"step": step, "task_loss": 0.7, "convergence_loss": value} for step, value in ((1, 0.0), (2, 0.1))]
     losses = _draw_training(log).axes[0]
     assert losses.get_yscale() == "linear"
     assert lines(losses)["convergence (P1)"] == ([1, 2], [0.0, 0.1])
 
 
-def test_without_further_terms_the_sum_is_not_drawn_twice() -> None:
+def test_the_weighted_sum_is_not_drawn_where_it_equals_the_task_loss() -> None:
     log = [{"step": step, "loss": 0.7, "task_loss": 0.7, "eval_loss": 0.8} for step in (1, 2)]
     assert list(lines(_draw_training(log).axes[0])) == ["task", "task, evaluation"]
     only_loss = [{"step": 1, "loss": 0.7}]
@@ -225,7 +225,7 @@ def test_without_further_terms_the_sum_is_not_drawn_twice() -> None:
 
 
 @pytest.mark.parametrize("broken", [None, math.nan, math.inf, "0.5", True])
-def test_what_is_no_finite_number_leaves_a_gap(broken: Any) -> None:
+def test_values_that_are_not_finite_numbers_leave_a_gap(broken: Any) -> None:
     """``results.json`` has null where a number was not finite."""
     log = [{"step": step, "grad_norm": value} for step, value in ((1, 2.0), (2, broken), (3, 1.0))]
     steps, values = lines(_draw_training(log).axes[3])["gradient norm"]
@@ -235,19 +235,19 @@ def test_what_is_no_finite_number_leaves_a_gap(broken: Any) -> None:
     assert values[2] == 1.0
 
 
-def test_a_panel_without_entries_says_so() -> None:
+def test_a_panel_without_entries_is_labelled_as_such() -> None:
     figure = _draw_training([{"step": 5, "score_spread": 0.5}])
-    assert words(figure).count("not in the log") == 3
+    assert text_of(figure).count("not in the log") == 3
     assert lines(figure.axes[2]) == {"training": ([5], [0.5])}
     assert figure.axes[2].get_xlim() == (4, 6)
 
 
 @pytest.mark.slow
-def test_collapse_is_noted_where_it_was_worst() -> None:
+def test_collapse_is_reported_at_its_worst_step() -> None:
     shares = {10: 0.0, 20: 0.125, 30: 0.375, 40: 0.25}
     log = [{"step": step, "score_spread": 0.5, "collapsed_share": share} for step, share in shares.items()]
-    assert "37.5% of the lists had equal scores at step 30" in words(_draw_training(log))
-    assert "equal scores" not in words(_draw_training(LOG))
+    assert "37.5% of the lists had equal scores at step 30" in text_of(_draw_training(log))
+    assert "equal scores" not in text_of(_draw_training(LOG))
 
 
 def test_a_long_line_has_no_markers() -> None:
@@ -269,7 +269,7 @@ def test_a_long_line_has_no_markers() -> None:
         ["not an entry"],
     ],
 )
-def test_a_log_with_nothing_to_draw_is_refused(log: list[Any], tmp_path: Path) -> None:
+def test_a_log_with_nothing_to_draw_is_rejected(log: list[Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to draw in the log: expected entries with a step"):
         plot_training(log, tmp_path / "training.png")
     assert list(tmp_path.iterdir()) == []
@@ -314,33 +314,33 @@ def test_bars_are_as_high_as_the_measures() -> None:
     assert high >= 1
     # 1 - 0.625 - 0.25 = 0.125: neither settled nor in a cycle.
     assert [bar.get_width() for bar in right.patches] == [0.625, 0.25, 0.125]
-    written = words(figure)
+    written = text_of(figure)
     for text in ("62.5%", "25.0%", "12.5%", "after 1.8 steps", "Score spread 0.812", "1,234 lists", "-0.25", "0.99"):
         assert text in written
     assert "equal scores" not in written
 
 
 @pytest.mark.parametrize("steps", [None, math.nan])
-def test_no_steps_where_nothing_settles(steps: float | None) -> None:
+def test_step_count_is_omitted_if_no_list_reaches_a_fixed_point(steps: float | None) -> None:
     figure = _draw_obedience({**MEASURES, "fixed_point_rate": 0.0, "fixed_point_steps": steps, "cycle_rate": 1.0})
     assert [bar.get_width() for bar in figure.axes[1].patches] == [0, 1, 0]
-    assert "steps" not in words(figure)
+    assert "steps" not in text_of(figure)
 
 
-def test_fixed_points_that_were_not_measured() -> None:
+def test_unmeasured_fixed_points_are_labelled_as_such() -> None:
     measures = {name: value for name, value in MEASURES.items() if not name.startswith(("fixed", "cycle"))}
     figure = _draw_obedience(measures)
-    assert "not measured" in words(figure)
+    assert "not measured" in text_of(figure)
     assert not figure.axes[1].patches
 
 
-def test_equal_scores_are_named_beside_the_obedience() -> None:
-    written = words(_draw_obedience({**MEASURES, "collapsed_share": 0.5, "score_spread": 0.0004}))
+def test_equal_scores_are_reported_next_to_obedience() -> None:
+    written = text_of(_draw_obedience({**MEASURES, "collapsed_share": 0.5, "score_spread": 0.0004}))
     assert "Score spread 0.0004" in written
     assert "50.0% of the lists have equal scores" in written
 
 
-def test_every_cut_off_has_its_bars_in_rising_order() -> None:
+def test_cut_offs_are_drawn_in_ascending_order() -> None:
     more = {f"{name}@{cut}": cut / 100 for cut in (10, 3) for name in ("p1_obedience", "p2_obedience")}
     more |= {f"{name}@{cut}": cut / 100 for cut in (10, 3) for name in ("p1_set_obedience", "p2_set_obedience")}
     left = _draw_obedience({**MEASURES, **more}).axes[0]
@@ -353,7 +353,7 @@ def test_every_cut_off_has_its_bars_in_rising_order() -> None:
 
 
 @pytest.mark.parametrize("measures", [{}, {"auc": 0.7}, {"p1_obedience": math.nan, "p2_obedience": None}])
-def test_an_evaluation_without_obedience_is_refused(measures: dict[str, Any], tmp_path: Path) -> None:
+def test_an_evaluation_without_obedience_is_rejected(measures: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no obedience to draw: expected measures such as p1_obedience"):
         plot_obedience(measures, tmp_path / "obedience.png")
     assert list(tmp_path.iterdir()) == []
@@ -363,21 +363,21 @@ def test_an_evaluation_without_obedience_is_refused(measures: dict[str, Any], tm
 
 
 @pytest.mark.slow
-def test_files_are_pictures_of_what_was_drawn(tmp_path: Path) -> None:
-    """12 by 7.6 and 12.5 by 4.4 inches of 150 dots; blue and vermillion of P1 and P2 are in both."""
+def test_written_files_are_png_images_with_the_expected_size_and_colours(tmp_path: Path) -> None:
+    """12 by 7.6 and 12.5 by 4.4 inches at 150 dpi; P1's blue and P2's vermillion are in both."""
     training, obedience = tmp_path / "new" / "training.png", tmp_path / "new" / "obedience.png"
     plot_training(LOG, training)
     plot_obedience(MEASURES, str(obedience))
-    assert size(training) == (1800, 1140)
-    assert size(obedience) == (1875, 660)
+    assert png_size(training) == (1800, 1140)
+    assert png_size(obedience) == (1875, 660)
     for path in (training, obedience):
         for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
-            assert pixels_of(path, colour) > 100
+            assert count_pixels(path, colour) > 100
     assert sorted(path.name for path in training.parent.iterdir()) == ["obedience.png", "training.png"]
 
 
 @pytest.mark.slow
-def test_a_log_read_back_from_json_gives_the_same_picture(tmp_path: Path) -> None:
+def test_a_log_read_back_from_json_gives_the_same_figure(tmp_path: Path) -> None:
     plot_training(LOG, tmp_path / "a.png")
     plot_training(json.loads(json.dumps(LOG)), tmp_path / "b.png")
     assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png")).all()
@@ -385,7 +385,7 @@ def test_a_log_read_back_from_json_gives_the_same_picture(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
-    """Nothing in the file but the picture: no version, no date, no path."""
+    """The file contains only the image: no version, no date, no path."""
     for name in ("a", "b"):
         plot_training(LOG, tmp_path / name / "training.png")
         plot_obedience(MEASURES, tmp_path / name / "obedience.png")
@@ -402,7 +402,7 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["savefig", "replace"])
-def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_figure(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "training.png"
     path.write_bytes(b"old")
     happened = []
@@ -425,7 +425,7 @@ def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monke
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("training.png", b"old")]
 
 
-def test_only_png(tmp_path: Path) -> None:
+def test_file_names_must_end_in_png(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training\.svg: expected a file that ends in \.png"):
         plot_training(LOG, tmp_path / "training.svg")
     assert list(tmp_path.iterdir()) == []
@@ -433,7 +433,7 @@ def test_only_png(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_drawing_touches_no_global_state(tmp_path: Path) -> None:
-    """In a fresh Python: matplotlib comes with the first picture, pyplot and torch never."""
+    """In a fresh Python: matplotlib is imported with the first figure, pyplot and torch never."""
     code = f"""
 import sys
 from hf_rerank.evaluation import plots
@@ -446,11 +446,11 @@ assert matplotlib.rcParams["backend"] == "svg"
     environment = {**os.environ, "MPLBACKEND": "svg"}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr
-    assert size(tmp_path / "training.png") == (1800, 1140)
+    assert png_size(tmp_path / "training.png") == (1800, 1140)
 
 
 @pytest.mark.usefixtures("without_matplotlib")
-def test_missing_matplotlib_is_named_with_its_remedy(tmp_path: Path) -> None:
+def test_missing_matplotlib_is_reported_with_the_install_command(tmp_path: Path) -> None:
     message = r"^figures need matplotlib: pip install hf-rerank\[plots\]$"
     with pytest.raises(InputError, match=message):
         plot_training(LOG, tmp_path / "training.png")
@@ -470,16 +470,16 @@ def draw(callback: PlotCallback, event: str, log: list[Any], output_dir: Path, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_evaluate", "on_train_end"])
-def test_the_callback_draws_into_the_runs_folder(event: str, tmp_path: Path) -> None:
+def test_callback_draws_into_the_output_folder(event: str, tmp_path: Path) -> None:
     callback = PlotCallback()
     assert callback.drawn is None
     draw(callback, event, LOG, tmp_path)
     assert callback.drawn == tmp_path / "plots" / "training.png"
-    assert size(callback.drawn) == (1800, 1140)
+    assert png_size(callback.drawn) == (1800, 1140)
 
 
 @pytest.mark.slow
-def test_the_callback_draws_into_the_folder_it_is_given(tmp_path: Path) -> None:
+def test_callback_draws_into_a_given_folder(tmp_path: Path) -> None:
     callback = PlotCallback(tmp_path / "here")
     draw(callback, "on_evaluate", LOG, tmp_path / "run")
     assert callback.drawn == tmp_path / "here" / "training.png"
@@ -487,7 +487,7 @@ def test_the_callback_draws_into_the_folder_it_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_callback_redraws(tmp_path: Path) -> None:
+def test_callback_redraws_when_the_log_grows(tmp_path: Path) -> None:
     callback = PlotCallback()
     draw(callback, "on_evaluate", LOG[:2], tmp_path)
     assert callback.drawn is not None
@@ -496,7 +496,7 @@ def test_the_callback_redraws(tmp_path: Path) -> None:
     assert callback.drawn.read_bytes() != first
 
 
-def test_other_processes_draw_nothing(tmp_path: Path) -> None:
+def test_only_the_main_process_draws(tmp_path: Path) -> None:
     callback = PlotCallback()
     draw(callback, "on_train_end", LOG, tmp_path, main=False)
     assert callback.drawn is None
@@ -504,7 +504,7 @@ def test_other_processes_draw_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_to_draw_yet_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_callback_tolerates_a_log_with_nothing_to_draw_yet(tmp_path: Path) -> None:
     callback = PlotCallback()
     draw(callback, "on_evaluate", [], tmp_path)
     assert callback.drawn is None
@@ -513,7 +513,7 @@ def test_nothing_to_draw_yet_is_no_reason_to_stop(tmp_path: Path) -> None:
     assert callback.drawn is not None
 
 
-def test_a_picture_that_cannot_be_written_warns(tmp_path: Path) -> None:
+def test_callback_warns_if_the_figure_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("a file where the folder should be")
     callback = PlotCallback()
     with pytest.warns(UserWarning, match=r"plots/training\.png could not be written"):

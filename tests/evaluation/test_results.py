@@ -1,4 +1,4 @@
-"""results.json: plain JSON, whole or not there, and a data identity that notices what changed."""
+"""results.json: plain JSON, written whole or not at all, and a data identity that detects changes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def processor(lists: dict[str, Any]) -> ListProcessor:
     return ListProcessor.from_lists(lists["validation"], schema=SCHEMA)
 
 
-def test_plain_json(tmp_path: Path) -> None:
+def test_values_are_written_as_plain_json(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     values = {
         "nan": float("nan"),
@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(path.read_text()) == {"run": 1}
 
 
-def test_environment_names_what_ran() -> None:
+def test_environment_contains_versions_and_threads() -> None:
     found = describe_environment()
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["versions"]["transformers"] == metadata.version("transformers")
@@ -74,7 +74,7 @@ def test_environment_names_what_ran() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_identity_notices_a_label_an_id_an_order(lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_data_identity_depends_on_labels_ids_and_order(lists: dict[str, Any], processor: ListProcessor) -> None:
     schema, given = processor.schema, lists["validation"]
     identity = data_identity(given, schema)
     assert identity["lists"] == 50
@@ -94,7 +94,7 @@ def test_identity_notices_a_label_an_id_an_order(lists: dict[str, Any], processo
     assert len({identity["sha256"], *digests.values()}) == 5, digests
 
 
-def test_identity_without_ids_and_of_a_stream(lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_data_identity_without_ids_and_of_a_stream(lists: dict[str, Any], processor: ListProcessor) -> None:
     given = lists["validation"]
     bare = data_identity(given.remove_columns("list_id"), processor.schema)
     assert bare["lists"] == 50

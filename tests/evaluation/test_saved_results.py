@@ -1,4 +1,4 @@
-"""An evaluation added to the results of a saved model: what stands there then, twice the same, or a refusal."""
+"""Adding an evaluation to the results of a saved model: the new content, repetitions and refusals."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     return verify(folder, lambda name: True, "") is not None
 
 
-def test_what_stands_there(folder: Path) -> None:
+def test_evaluation_is_added_to_the_saved_results(folder: Path) -> None:
     assert add_evaluation(folder, "test", **ADDED) == "added"
     assert json.loads((folder / "results.json").read_text()) == AFTER
-    assert whole(folder)
+    assert is_intact(folder)
     assert set(digests(folder)) == {"results.json", "config.json", MANIFEST}
 
 
-def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second begins when the first has read what stands there, and waits for it."""
+def test_two_concurrent_evaluations_are_both_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second starts when the first has read the file, and waits for it."""
     others = [threading.Thread(target=add_evaluation, args=(folder, "other"), kwargs=ADDED)]
 
     def text(values: dict[str, Any]) -> str:
@@ -83,35 +83,35 @@ def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pyte
         thread.join()
     assert len(started) == 1
     assert read_json(folder / "results.json")["evaluations"].keys() == {"validation", "test", "other"}
-    assert whole(folder)
+    assert is_intact(folder)
 
 
-def test_the_same_again_leaves_every_byte(folder: Path) -> None:
+def test_adding_the_same_evaluation_again_changes_no_byte(folder: Path) -> None:
     add_evaluation(folder, "test", **ADDED)
     before = digests(folder)
     assert add_evaluation(folder, "test", **ADDED) == "unchanged"
     assert digests(folder) == before
 
 
-def test_other_numbers_replace_those_of_the_split_alone(folder: Path) -> None:
+def test_a_new_evaluation_replaces_only_that_of_its_split(folder: Path) -> None:
     add_evaluation(folder, "test", **ADDED)
     before = digests(folder)
     assert add_evaluation(folder, "test", **{**ADDED, "measures": {"auc": 0.5}}) == "replaced"
     expected = {**AFTER["evaluations"], "test": {"test_auc": 0.5}}
     assert json.loads((folder / "results.json").read_text()) == {**AFTER, "evaluations": expected}
-    assert whole(folder)
+    assert is_intact(folder)
     assert add_evaluation(folder, "test", **ADDED) == "replaced"
     assert digests(folder) == before
 
 
-def test_a_folder_without_a_manifest_gets_none(folder: Path) -> None:
+def test_no_manifest_is_added_to_a_folder_without_one(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     assert add_evaluation(folder, "test", **ADDED) == "added"
     assert json.loads((folder / "results.json").read_text()) == AFTER
     assert set(digests(folder)) == {"results.json", "config.json"}
 
 
-def test_what_cannot_be_added_to(folder: Path) -> None:
+def test_missing_and_damaged_results_are_rejected(folder: Path) -> None:
     with pytest.raises(InputError, match=r"no folder someone/prm whose results\.json could be added to.*hf download"):
         read_saved_results("someone/prm")
     path = folder / "results.json"
@@ -126,7 +126,7 @@ def test_what_cannot_be_added_to(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"), [("{", "is not valid JSON: "), ("[]", "holds a list: expected a JSON object")]
 )
-def test_no_json_object(tmp_path: Path, text: str, words: str) -> None:
+def test_a_results_file_that_is_not_a_json_object_is_rejected(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match=rf"results\.json {words}.*; fix or remove it"):
         read_json(tmp_path / "results.json")

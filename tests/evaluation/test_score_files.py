@@ -1,4 +1,4 @@
-"""Scores of other systems: read in three formats, refused with file, line and list; TREC runs written and read."""
+"""Scores of other systems: three formats, rejections with file, line and list; TREC runs written and read."""
 
 import json
 from pathlib import Path
@@ -20,18 +20,18 @@ TREC = "q1 Q0 c 1 2 x\nq1 Q0 a 2 0.5 x\nq1 Q0 b 3 -1 x\nq2 Q0 a 1 4.5 x\n\nq2 Q0
 FLAT = [0.5, -1, 2, 3, 4.5]
 
 
-def written(folder: Path, name: str, text: str) -> Path:
+def write_text_file(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text)
     return path
 
 
-def test_three_formats_give_the_same_scores_in_the_order_of_the_rows(tmp_path: Path) -> None:
+def test_three_formats_give_the_same_scores_in_row_order(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in LINES]), tmp_path / "scores.parquet")
     paths = [
-        written(tmp_path, "scores.jsonl", "\n".join(LINES)),
+        write_text_file(tmp_path, "scores.jsonl", "\n".join(LINES)),
         tmp_path / "scores.parquet",
-        written(tmp_path, "run.trec", TREC),
+        write_text_file(tmp_path, "run.trec", TREC),
     ]
     for path in paths:
         scores, unused = read_scores(path, NAMED)
@@ -41,8 +41,8 @@ def test_three_formats_give_the_same_scores_in_the_order_of_the_rows(tmp_path: P
 
 def test_lists_of_other_splits_are_counted(tmp_path: Path) -> None:
     more = [*LINES, '{"list_id": "q9", "scores": [1]}']
-    assert read_scores(written(tmp_path, "scores.jsonl", "\n".join(more)), NAMED)[1] == 1
-    assert read_scores(written(tmp_path, "run", TREC + "q9 Q0 a 1 1 x\n"), NAMED)[1] == 1
+    assert read_scores(write_text_file(tmp_path, "scores.jsonl", "\n".join(more)), NAMED)[1] == 1
+    assert read_scores(write_text_file(tmp_path, "run", TREC + "q9 Q0 a 1 1 x\n"), NAMED)[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_lists_of_other_splits_are_counted(tmp_path: Path) -> None:
         ("run", TREC + "q1 Q0 z 4 1 x\n", "a score for item z in list q1, which does not contain"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_wrong_score_files_are_rejected_with_line_and_list(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_scores(written(tmp_path, name, text), NAMED)
+        read_scores(write_text_file(tmp_path, name, text), NAMED)
 
 
-def test_lists_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, "scores.jsonl", "\n".join(LINES))
+def test_duplicate_ids_missing_files_and_ids_with_spaces_are_rejected(tmp_path: Path) -> None:
+    path = write_text_file(tmp_path, "scores.jsonl", "\n".join(LINES))
     with pytest.raises(InputError, match="list q1 appears twice"):
         read_scores(path, NamedLists(["q1", "q1"], [["a"], ["b"]]))
     with pytest.raises(InputError, match="is not a file"):
@@ -81,7 +81,7 @@ def test_lists_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_written_is_read_again_and_by_trec_eval(tmp_path: Path) -> None:
+def test_a_written_trec_run_is_read_back_and_by_trec_eval(tmp_path: Path) -> None:
     scores = [np.array([0.5, -1, 2], np.float32), np.array([3, 4.5], np.float32)]
     write_trec_run(tmp_path / "run", NAMED, [[2, 0, 1], [1, 0]], scores, "prm")
     assert (tmp_path / "run").read_text().splitlines()[:2] == ["q1 Q0 c 1 2.0 prm", "q1 Q0 a 2 0.5 prm"]
@@ -93,7 +93,7 @@ def test_a_run_that_is_written_is_read_again_and_by_trec_eval(tmp_path: Path) ->
     assert {name: values["recip_rank"] for name, values in found.items()} == {"q1": 0.5, "q2": 1.0}
 
 
-def test_lists_are_named_by_their_ids_or_numbers() -> None:
+def test_lists_and_items_are_named_by_their_ids_or_else_by_index() -> None:
     lists = Dataset.from_list(
         [{"request": 7, "item": [1, 2], "sku": ["x", "y"]}, {"request": 8, "item": [3], "sku": ["z"]}]
     )

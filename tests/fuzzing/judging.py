@@ -1,4 +1,4 @@
-"""What may come of a damaged input: a correct result, or one line of the library's error class. Nothing else."""
+"""A damaged input must give a correct result or a one-line error of the library's error class, nothing else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def judge(run: Callable[[], Any], check: Callable[[Any], str | None], expected: 
     """Runs one attempt.
 
     Args:
-        run: Gives the result.
-        check: Says what is wrong with the result; None: nothing.
-        expected: ``same``: the damage changes nothing that is read, so it must not be refused; ``refuse``: it must be;
-            ``any``: either a result that ``check`` accepts, or a refusal.
+        run: Returns the result.
+        check: Returns what is wrong with the result, or None.
+        expected: ``same``: the damage changes nothing that is read, so it must not be rejected; ``refuse``: it must be
+            rejected; ``any``: either a result that ``check`` accepts, or a rejection.
     """
     try:
         with warnings.catch_warnings():
@@ -29,7 +29,7 @@ def judge(run: Callable[[], Any], check: Callable[[Any], str | None], expected: 
             result = run()
     except InputError as error:
         if not is_one_line(str(error)):
-            return f"the message is no line of text: {str(error)[:200]!r}"
+            return f"the message is not one line of text: {str(error)[:200]!r}"
         return f"refused: {error}" if expected == SAME else REJECTED
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -41,7 +41,7 @@ def judge(run: Callable[[], Any], check: Callable[[Any], str | None], expected: 
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a message is one line of at most 2,100 characters that UTF-8 can hold."""
+    """Whether a message is one line of at most 2,100 characters that UTF-8 can encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -50,11 +50,11 @@ def is_one_line(text: str) -> bool:
 
 
 def wrong_ranking(result: Mapping[str, Any], length: int | None = None) -> str | None:
-    """What is wrong with one ranked list: its slots once each, finite scores from the best to the worst."""
+    """What is wrong with one ranked list: expected are its slots, once each, and finite, descending scores."""
     order, scores = result["order"], result["scores"]
     count = len(order) if length is None else length
     if sorted(order) != list(range(count)) or len(scores) != count or len(result["ids"]) != count:
-        return f"the order {order} is none of {count} items"
+        return f"the order {order} is not an order of {count} items"
     if not all(math.isfinite(score) for score in scores):
         return f"the scores {scores} are not finite"
     return None if list(scores) == sorted(scores, reverse=True) else f"the scores {scores} do not descend"

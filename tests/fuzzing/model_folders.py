@@ -1,4 +1,4 @@
-"""Kind ``model folders``: saved models whose weights, descriptions, trees or manifest were changed."""
+"""Kind ``model folders``: saved models whose weights, configs, trees or manifest were changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = (0, -1, 1, 3, 10**5, 10**6, 10**9, 10**12, 2**31, 2**62, 2**63, 2**64, 1
 
 
 def one_split() -> TreeRanker:
-    """One tree with one node: the price decides between 1 and -1."""
+    """One tree with one node: the price selects 1 or -1."""
     of_int = {
         name: np.array(value, dtype=np.int32) for name, value in {"roots": [0], "feature": [0], "left": [-1]}.items()
     }
@@ -85,21 +85,21 @@ class ModelFolders:
 
     @staticmethod
     def _seal(folder: Path) -> None:
-        """A manifest that agrees with the damage, as whoever means harm would write."""
+        """Writes a manifest that agrees with the damage, as an attacker would."""
         (folder / MANIFEST).unlink(missing_ok=True)
         write_manifest(folder)
 
     def _unseal(self, draw: random.Random) -> None:
-        """Either such a manifest, or none."""
+        """Writes such a manifest, or leaves none."""
         self._seal(self.folder)
         if draw.random() < 0.5:
             (self.folder / MANIFEST).unlink()
 
-    def _file(self, draw: random.Random, suffix: str = "") -> Path:
+    def _draw_file(self, draw: random.Random, suffix: str = "") -> Path:
         return draw.choice(sorted(path for path in self.folder.iterdir() if path.name.endswith(suffix)))
 
     def _bytes(self, draw: random.Random) -> tuple[str, str]:
-        path = self._file(draw)
+        path = self._draw_file(draw)
         content = path.read_bytes()
         how, changed = damaged_bytes(content, draw)
         path.write_bytes(changed)
@@ -108,7 +108,7 @@ class ModelFolders:
         return f"{how} {path.name}", SAME if changed == content else REFUSE
 
     def _hidden_bytes(self, draw: random.Random) -> tuple[str, str]:
-        path = self._file(draw)
+        path = self._draw_file(draw)
         how, changed = damaged_bytes(path.read_bytes(), draw)
         path.write_bytes(changed)
         self._unseal(draw)
@@ -137,7 +137,7 @@ class ModelFolders:
         return f"{how} of {path.name}", ANY
 
     def _size(self, draw: random.Random) -> tuple[str, str]:
-        """A size in the config, of the model or of a table, is another."""
+        """Changes a size in the config, of the model or of a table."""
         path = self.folder / "config.json"
         config = json.loads(path.read_text())
         names = [name for name, value in config.items() if type(value) is int or (isinstance(value, list) and value)]
@@ -153,7 +153,7 @@ class ModelFolders:
         return f"{name} with {size}", ANY
 
     def _manifest(self, draw: random.Random) -> tuple[str, str]:
-        """Its structure is another, and its own digest fits."""
+        """Changes the structure of the manifest; its own digest still matches."""
         path = self.folder / MANIFEST
         content = json.loads(path.read_text())
         del content["sha256"]
@@ -162,15 +162,15 @@ class ModelFolders:
         return f"{how} of {path.name}", ANY
 
     def _special(self, draw: random.Random) -> tuple[str, str]:
-        path, what = self._file(draw), draw.choice(SPECIAL_FILES)
+        path, what = self._draw_file(draw), draw.choice(SPECIAL_FILES)
         make_special(path, what)
         if path.name != MANIFEST and draw.random() < 0.5:
             (self.folder / MANIFEST).unlink()
         return f"{path.name} is {what}", REFUSE
 
     def _tensors(self, draw: random.Random) -> tuple[str, str]:
-        """Weights of another format, shape, name or number."""
-        path = self._file(draw, ".safetensors")
+        """Changes the number format, shape, name or values of the weights."""
+        path = self._draw_file(draw, ".safetensors")
         tensors = load_file(path)
         name = draw.choice(sorted(tensors))
         how = draw.choice(("int32", "int64", "uint8", "bool", "float64", "bfloat16", "float8_e4m3fn", "gone", "more"))
@@ -193,8 +193,8 @@ class ModelFolders:
         return f"{name} in {path.name}: {how}", REFUSE if integers or how in ("gone", "renamed") else ANY
 
     def _header(self, draw: random.Random) -> tuple[str, str]:
-        """The header of a safetensors file is another JSON value, or of another length."""
-        path = self._file(draw, ".safetensors")
+        """Changes the JSON or the stated length of a safetensors header."""
+        path = self._draw_file(draw, ".safetensors")
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
         how, header = damaged_json(json.loads(content[8 : 8 + size]), draw)
@@ -208,7 +208,7 @@ class ModelFolders:
         return f"{how} of the header of {path.name}", ANY
 
     def _scale(self, draw: random.Random) -> tuple[str, str]:
-        """A scale of the processor, with the digests that fit it."""
+        """Changes a scale of the processor, with matching digests."""
         path = self.folder / "preprocessor_config.json"
         plain = json.loads(path.read_text())
         name = draw.choice(sorted(plain["scales"]))

@@ -1,4 +1,4 @@
-"""Kind ``ONNX folders``: exported models whose graph, weights or descriptions were changed."""
+"""Kind ``ONNX folders``: exported models whose graph, weights or configs were changed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def make_graph(
     location: str = DATA,
     read: str = "item_dense",
 ) -> Any:
-    """A graph that scores an item by its number, ``logits = item_dense @ WEIGHT``.
+    """A graph that scores an item by its dense feature, ``logits = item_dense @ WEIGHT``.
 
     Args:
         output: Name of the output.
-        kind: Of the output's numbers.
-        keep: The output has one axis too many.
-        location: The file of the weight.
-        read: The input.
+        kind: Number format of the output.
+        keep: Whether the output has one axis too many.
+        location: File of the weight.
+        read: Name of the input.
     """
     axes = ["lists", "items", 1]
     weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[1, 1], data_location=TensorProto.EXTERNAL)
@@ -70,7 +70,7 @@ def make_graph(
 
 
 def write_folder(folder: Path) -> None:
-    """What ``hf-rerank export`` would write of that graph."""
+    """Writes the folder that ``hf-rerank export`` would write for that graph."""
     folder.mkdir()
     table = pa.Table.from_pylist([{**row, "click": [0] * len(row["price"])} for row in ROWS])
     processor = ListProcessor.from_lists(table, schema=SCHEMA)
@@ -114,15 +114,15 @@ class OnnxFolders:
         return what, judge(lambda: Reranker.from_pretrained(self.folder).rerank(ROWS), check, expected)
 
     def _seal(self) -> None:
-        """A manifest that agrees with the damage, as whoever means harm would write."""
+        """Writes a manifest that agrees with the damage, as an attacker would."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         write_manifest(self.folder)
 
-    def _file(self, draw: random.Random) -> Path:
+    def _draw_file(self, draw: random.Random) -> Path:
         return draw.choice(sorted(self.folder.iterdir()))
 
     def _bytes(self, draw: random.Random) -> tuple[str, str]:
-        path = self._file(draw)
+        path = self._draw_file(draw)
         content = path.read_bytes()
         how, changed = damaged_bytes(content, draw)
         path.write_bytes(changed)
@@ -145,7 +145,7 @@ class OnnxFolders:
         return f"{how} of {path.name}", ANY
 
     def _special(self, draw: random.Random) -> tuple[str, str]:
-        path, what = self._file(draw), draw.choice(SPECIAL_FILES)
+        path, what = self._draw_file(draw), draw.choice(SPECIAL_FILES)
         make_special(path, what)
         return f"{path.name} is {what}", REFUSE
 
@@ -169,7 +169,7 @@ class OnnxFolders:
         return f"graph with {changes}", REFUSE if changes else SAME
 
     def _weights(self, draw: random.Random) -> tuple[str, str]:
-        """The graph names another file as its weights."""
+        """Makes the graph name another file as its weights."""
         outside = self.folder.parent / "outside.data"
         outside.write_bytes(WEIGHT.tobytes())
         places = (

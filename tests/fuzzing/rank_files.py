@@ -1,4 +1,4 @@
-"""Kind ``rank files``: what ``hf-rerank rank`` is given as lists."""
+"""Kind ``rank files``: list files passed to ``hf-rerank rank``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ITEMS = [
     for slot in range(len(row["price"]))
 ]
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "feather")
-# Put into the text of a file in place of a value.
+# Inserted into the text of a file in place of a value.
 FRAGMENTS = (
     *("[" * depth + "]" * depth for depth in (2, 5, 60, 300, 900, 5000, 100_000)),
     *('{"a":' * depth + "1" + "}" * depth for depth in (1, 60, 300, 900, 100_000)),
@@ -52,8 +52,8 @@ FRAGMENTS = (
 )
 
 
-def content_of(kind: str) -> bytes:
-    """The lists as a file of that kind holds them; CSV has one row per item."""
+def content_in(kind: str) -> bytes:
+    """The lists as the content of a file of that format; CSV has one row per item."""
     sink = io.BytesIO()
     if kind in ("csv", "tsv"):
         options = arrow_csv.WriteOptions(delimiter="," if kind == "csv" else "\t")
@@ -76,23 +76,23 @@ class RankFiles:
         self.folder, self.output = folder, folder / "ranked.jsonl"
         write_folder(folder / "model")
         self.reranker = Reranker.from_pretrained(folder / "model")
-        self.contents = {kind: content_of(kind) for kind in FORMATS}
+        self.contents = {kind: content_in(kind) for kind in FORMATS}
 
     def try_one(self, draw: random.Random) -> tuple[str, str]:
         kind = draw.choice(FORMATS)
         path = self.folder / f"lists.{kind}"
         ways = (self._bytes, self._fragment, self._value, self._packing, self._encoding, self._special)
         what, path, expected = draw.choice(ways)(path, kind, draw)
-        outcome = judge(lambda: self._rank(path), lambda results: self._wrong(path, results, expected), expected)
+        outcome = judge(lambda: self._rank(path), lambda results: self._find_error(path, results, expected), expected)
         make_special(path, "empty")
         path.unlink()
         return f"{path.name}: {what}", outcome
 
     def _rank(self, path: Path) -> list[dict[str, Any]]:
-        """What the command writes.
+        """The lists that the command writes.
 
         Raises:
-            InputError: It ends as it should for input that is wrong: with 2 and one line.
+            InputError: The command rejected its input as it should: with exit code 2 and one line.
         """
         self.output.unlink(missing_ok=True)
         said, printed = io.StringIO(), io.StringIO()
@@ -106,25 +106,25 @@ class RankFiles:
             raise AssertionError(f"exit code {code}, {line[:200]!r}, output written: {self.output.exists()}")
         return [json.loads(result) for result in self.output.read_text().splitlines()]
 
-    def _wrong(self, path: Path, results: list[dict[str, Any]], expected: str) -> str | None:
+    def _find_error(self, path: Path, results: list[dict[str, Any]], expected: str) -> str | None:
         if not results:
             return "nothing is ranked"
         if expected == SAME and [result["order"] for result in results] != expected_orders(ROWS):
             return f"another ranking: {results}"
         if path.suffix in (".jsonl", ".json"):
             try:
-                return self._differs(path.read_bytes().decode("utf-8-sig"), path.suffix, results)
+                return self._compare_with_python(path.read_bytes().decode("utf-8-sig"), path.suffix, results)
             except ValueError as error:
                 return f"Python cannot read it: {str(error)[:150]!r}"
         return next(filter(None, map(wrong_ranking, results)), None)
 
-    def _differs(self, text: str, suffix: str, results: list[dict[str, Any]]) -> str | None:
-        """Python's own reader of JSON, and the same re-ranker on its rows, give the same."""
+    def _compare_with_python(self, text: str, suffix: str, results: list[dict[str, Any]]) -> str | None:
+        """Compares with the same re-ranker applied to the rows that Python's JSON reader reads."""
         rows = json.loads(text) if suffix == ".json" and text.lstrip().startswith("[") else None
         rows = rows or [json.loads(line) for line in text.split("\n") if line.strip()]
         try:
             found = self.reranker.rerank([row for row in rows if row["price"] != []])
-        except InputError:  # of a file the types are known better, of all of it: text ids where some are text
+        except InputError:  # the file reader infers types from the whole file: all ids are text if some are
             return next(filter(None, map(wrong_ranking, results)), None)
         same = [(one["order"], one["scores"]) for one in found] == [(one["order"], one["scores"]) for one in results]
         return None if same else f"Python reads other lists: {found}, {results}"
@@ -135,12 +135,12 @@ class RankFiles:
         return how, path, ANY
 
     def _fragment(self, path: Path, kind: str, draw: random.Random) -> tuple[str, Path, str]:
-        """In the text of a file, a number or a text is replaced."""
+        """Replaces a number or a string in the text of a file."""
         if kind not in ("csv", "tsv", "jsonl", "json"):
             kind = "jsonl"
             path = path.with_suffix(".jsonl")
         text, new = self.contents[kind].decode(), draw.choice(FRAGMENTS)
-        if kind == "jsonl" and draw.random() < 0.3:  # beyond the lines that the types are learned from
+        if kind == "jsonl" and draw.random() < 0.3:  # beyond the lines from which the types are inferred
             text *= 40
         old = draw.choice(
             ("30", "10", "-1", "0.5", "2.0", '"a"', '"ü"', "price", '"item_id"', "list_id", "[", "]", ",")

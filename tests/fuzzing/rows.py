@@ -1,4 +1,4 @@
-"""Kind ``rows``: lists given in Python, one of which holds what no list should."""
+"""Kind ``rows``: lists given in Python, one of which contains a value that no list should."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNT = 4
 
 
 class SumScorer:
-    """Each item's score is the sum of what is known of it: no model is needed to see what reaches one."""
+    """Scores each item by the sum of its features, which shows what would reach a model."""
 
     schema_fingerprint = None
     task_loss = "binary_log_loss"
@@ -48,11 +48,20 @@ class Rows:
         self.expected = self.reranker.rerank(self.rows)
 
     def try_one(self, draw: random.Random) -> tuple[str, str]:
-        ways = (self._column, self._entry, self._more, self._less, self._row, self._items, self._frame, self._option)
+        ways = (
+            self._column,
+            self._entry,
+            self._extra_column,
+            self._missing_values,
+            self._row,
+            self._items,
+            self._frame,
+            self._option,
+        )
         return draw.choice(ways)(draw)
 
-    def _judged(self, lists: Any, broken: int | None, expected: str = ANY, **options: Any) -> str:
-        """``broken``: number of the list that was damaged, whose result may be any; None: of none."""
+    def _judge(self, lists: Any, broken: int | None, expected: str = ANY, **options: Any) -> str:
+        """``broken``: index of the damaged list, whose result may be anything; None: no list is damaged."""
 
         def check(results: Any) -> str | None:
             if not isinstance(results, list):
@@ -76,26 +85,26 @@ class Rows:
         rows, number = self._copies(draw)
         name = draw.choice(list(rows[number]))
         rows[number][name] = draw.choice(PYTHON_VALUES)()
-        return f"column {name}", self._judged(rows, number)
+        return f"column {name}", self._judge(rows, number)
 
     def _entry(self, draw: random.Random) -> tuple[str, str]:
         rows, number = self._copies(draw)
         name = draw.choice([name for name, value in rows[number].items() if isinstance(value, list) and value])
         rows[number][name][draw.randrange(len(rows[number][name]))] = draw.choice(PYTHON_VALUES)()
-        return f"entry of {name}", self._judged(rows, number)
+        return f"entry of {name}", self._judge(rows, number)
 
-    def _more(self, draw: random.Random) -> tuple[str, str]:
-        """Columns that nothing reads change nothing, whatever their names and values are."""
+    def _extra_column(self, draw: random.Random) -> tuple[str, str]:
+        """Adds a column that nothing reads: its name and values must change nothing."""
         rows, number = self._copies(draw)
         names = (1, None, 1.5, (1, 2), b"price", "", "\ud800", "a\nb", 10**5000, True, "note")
         rows[number][draw.choice(names)] = draw.choice(PYTHON_VALUES)()  # type: ignore[index]
         lost = draw.random() < 0.3
-        if lost:  # and their names stand in the message
+        if lost:  # the message then lists the column names
             for row in rows:
                 del row["price"]
-        return "more columns", self._judged(rows, None, ANY if lost else SAME)
+        return "more columns", self._judge(rows, None, ANY if lost else SAME)
 
-    def _less(self, draw: random.Random) -> tuple[str, str]:
+    def _missing_values(self, draw: random.Random) -> tuple[str, str]:
         rows, number = self._copies(draw)
         name = draw.choice(list(rows[number]))
         how = draw.choice(("drop", "drop from all", "rename", "shorten", "lengthen"))
@@ -112,7 +121,7 @@ class Rows:
             rows[number][name] = value[:-1]
         if how == "lengthen" and isinstance(value, list):
             rows[number][name] = value * 2
-        return f"{how} {name}", self._judged(rows, number)
+        return f"{how} {name}", self._judge(rows, number)
 
     def _row(self, draw: random.Random) -> tuple[str, str]:
         rows: Any
@@ -120,13 +129,13 @@ class Rows:
         value = draw.choice(PYTHON_VALUES)()
         if draw.random() < 0.5:
             rows[number] = value
-            return "a row", self._judged(rows, number)
+            return "a row", self._judge(rows, number)
         return "all rows", judge(
             lambda: self.reranker.rerank(value), lambda results: None if results == [] else "ranked"
         )
 
     def _items(self, draw: random.Random) -> tuple[str, str]:
-        """The same lists as dicts of items, one of them with another key or value."""
+        """Passes the same lists as dicts of items, one of them with a changed key or value."""
         rows, number = self._copies(draw)
         lists = [self._as_items(row) for row in rows]
         items = lists[number]["items"]
@@ -140,7 +149,7 @@ class Rows:
         elif what == "items":
             lists[number]["items"] = draw.choice(PYTHON_VALUES)()
         broken = None if what == "nothing" else number
-        return f"dicts of items: {what}", self._judged(lists, broken, SAME if what == "nothing" else ANY)
+        return f"dicts of items: {what}", self._judge(lists, broken, SAME if what == "nothing" else ANY)
 
     @staticmethod
     def _as_items(row: dict[str, Any]) -> dict[str, Any]:
@@ -160,11 +169,11 @@ class Rows:
         frame = pd.DataFrame({column: pd.Series([row[column] for row in rows], dtype=object) for column in rows[0]})
         if draw.random() < 0.3:
             frame[draw.choice((1, None, ("a", "b")))] = 1
-        return f"frame with another {name}", self._judged(frame, number)
+        return f"frame with another {name}", self._judge(frame, number)
 
     def _option(self, draw: random.Random) -> tuple[str, str]:
         name = draw.choice(("top_k", "batch_size", "truncate", "with_report"))
         if name == "with_report":
-            return name, self._judged(self.rows, None, SAME)
+            return name, self._judge(self.rows, None, SAME)
         value = draw.choice(PYTHON_VALUES)()
-        return f"option {name}", self._judged(self.rows, None, ANY, **{name: value})
+        return f"option {name}", self._judge(self.rows, None, ANY, **{name: value})

@@ -1,4 +1,4 @@
-"""Values that no list, config or header should hold, and ways to damage bytes, JSON values and files."""
+"""Values that no list, config or header should contain, and ways to damage bytes, JSON values and files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 
 
 def nested(depth: int, kind: Any = list) -> Any:
-    """A list (or dict) of one entry in a list, and so on."""
+    """A list (or dict) of one entry, nested to this depth."""
     value: Any = 1
     for _ in range(depth):
         value = [value] if kind is list else {"a": value}
     return value
 
 
-def _itself() -> list[Any]:
+def _self_containing_list() -> list[Any]:
     found: list[Any] = []
     found.append(found)
     return found
 
 
-# What JSON can hold; called, since some are large.
+# Values that JSON can represent; functions, since some are large.
 JSON_VALUES: tuple[Callable[[], Any], ...] = (
     *(
         lambda value=value: value
@@ -55,7 +55,7 @@ PYTHON_VALUES: tuple[Callable[[], Any], ...] = (
     ),
     lambda: nested(100_000),
     lambda: nested(100_000, dict),
-    _itself,
+    _self_containing_list,
     lambda: iter([1, 2]),
     lambda: memoryview(b"ab"),
     lambda: decimal.Decimal("NaN"),
@@ -73,7 +73,7 @@ PYTHON_VALUES: tuple[Callable[[], Any], ...] = (
 
 
 def damaged_bytes(content: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """Bits flipped, bytes cut off, left out, doubled or put in."""
+    """Flips bits, or cuts off, removes, duplicates or inserts bytes."""
     place = draw.randrange(len(content)) if content else 0
     how = draw.choice(("flip", "flips", "cut", "leave out", "double", "insert", "zeros"))
     if how == "flip" or how == "flips":
@@ -92,7 +92,7 @@ def damaged_bytes(content: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 
 def damaged_json(value: Any, draw: random.Random) -> tuple[str, Any]:
-    """A copy of a JSON object in which one entry, at any depth, is replaced, left out, doubled or added."""
+    """A copy of a JSON object in which one entry, at any depth, is replaced, removed, duplicated or added."""
     changed = copy.deepcopy(value)
     inside, path = changed, ""
     while True:
@@ -121,7 +121,7 @@ SPECIAL_FILES = ("a folder", "a pipe", "a link to /dev/zero", "a link to nothing
 
 
 def make_special(path: Path, what: str) -> None:
-    """Puts a special file in the place of ``path``."""
+    """Replaces ``path`` by a special file."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

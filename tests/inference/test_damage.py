@@ -1,4 +1,4 @@
-"""Model folders that are damaged or hostile: refused with one line that names the file; nothing in them is run."""
+"""Damaged or hostile model folders: rejected with one line that names the file; none of their code is run."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def folder(reranker: Reranker, tmp_path: Path) -> Path:
     return path
 
 
-def refused(folder: Path) -> str:
-    """The one line with which loading is refused."""
+def rejection_message(folder: Path) -> str:
+    """The one-line error with which loading is rejected."""
     with pytest.raises(InputError) as caught:
         Reranker.from_pretrained(folder)
     assert "\n" not in str(caught.value)
@@ -66,8 +66,8 @@ def refused(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_flipped_bits_and_cut_files_are_never_loaded(folder: Path) -> None:
-    """A sample of bits and lengths of each file; ``scripts/survival.py`` takes all of them."""
+def test_files_with_flipped_bits_or_cut_short_are_never_loaded(folder: Path) -> None:
+    """A sample of bits and lengths of each file; ``scripts/survival.py`` tests all of them."""
     draw = random.Random(0)
     fired: dict[str, int] = {}
     for path in sorted(folder.iterdir()):
@@ -82,8 +82,8 @@ def test_flipped_bits_and_cut_files_are_never_loaded(folder: Path) -> None:
             if path.name == MANIFEST and _same_json(change, content):
                 continue
             fired[path.name] = fired.get(path.name, 0) + 1
-            message = refused(folder)
-            # What kind of model it is, is looked at before the digests.
+            message = rejection_message(folder)
+            # The model type is checked before the digests.
             assert path.name in message or (path.name == "config.json" and "holds a model of type" in message)
         path.write_bytes(content)
     assert set(fired) == {path.name for path in folder.iterdir()}
@@ -99,7 +99,7 @@ def _same_json(one: bytes, other: bytes) -> bool:
 
 
 @pytest.mark.parametrize("load", [AutoReranker, AutoModel, PRMForReranking, ListProcessor, Reranker])
-def test_every_way_to_load_verifies(folder: Path, load: Any) -> None:
+def test_every_loader_verifies_file_digests(folder: Path, load: Any) -> None:
     name = "vocabularies.safetensors" if load is ListProcessor else "model.safetensors"
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
@@ -110,7 +110,7 @@ def test_every_way_to_load_verifies(folder: Path, load: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", MANIFEST])
-def test_a_file_of_another_model(folder: Path, reranker: Reranker, tmp_path: Path, name: str) -> None:
+def test_a_file_from_another_model_is_rejected(folder: Path, reranker: Reranker, tmp_path: Path, name: str) -> None:
     torch.manual_seed(1)
     other = tmp_path / "other"
     schema = SCHEMA.replace(max_list_length=4)
@@ -121,11 +121,11 @@ def test_a_file_of_another_model(folder: Path, reranker: Reranker, tmp_path: Pat
     Reranker(processor, PRMForReranking(config)).save_pretrained(other)
     assert (other / name).read_bytes() != (folder / name).read_bytes()
     shutil.copyfile(other / name, folder / name)
-    message = refused(folder)
+    message = rejection_message(folder)
     assert (name in message) or name == MANIFEST
 
 
-def test_what_others_saved_loads_without_a_manifest(folder: Path, reranker: Reranker) -> None:
+def test_a_model_without_a_manifest_loads(folder: Path, reranker: Reranker) -> None:
     (folder / MANIFEST).unlink()
     loaded = Reranker.from_pretrained(folder)
     assert loaded.rerank(ROWS) == reranker.rerank(ROWS)
@@ -136,7 +136,7 @@ def test_what_others_saved_loads_without_a_manifest(folder: Path, reranker: Rera
 
 @pytest.fixture
 def sharded(folder: Path) -> Path:
-    """The weights in two files and a list of them, without a manifest."""
+    """The weights in two shards and their index, without a manifest."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / MANIFEST).unlink()
@@ -149,14 +149,14 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def test_shards_load(sharded: Path, reranker: Reranker) -> None:
+def test_sharded_weights_load(sharded: Path, reranker: Reranker) -> None:
     assert Reranker.from_pretrained(sharded).rerank(ROWS) == reranker.rerank(ROWS)
 
 
 @pytest.mark.parametrize(
     "place", ["../outside.safetensors", "{outside}", "deep/../../outside.safetensors", "..\\\\x", ""]
 )
-def test_a_list_of_shards_that_leaves_the_folder(sharded: Path, place: str) -> None:
+def test_a_shard_index_with_paths_outside_the_folder_is_rejected(sharded: Path, place: str) -> None:
     outside = sharded.parent / "outside.safetensors"
     shutil.copyfile(sharded / "model-00001-of-00002.safetensors", outside)
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
@@ -165,22 +165,22 @@ def test_a_list_of_shards_that_leaves_the_folder(sharded: Path, place: str) -> N
         name: place.format(outside=outside) if shard == first else shard for name, shard in index["weight_map"].items()
     }
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "expected .safetensors files in the same folder" in refused(sharded)
+    assert "expected .safetensors files in the same folder" in rejection_message(sharded)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "{"])
-def test_a_list_of_shards_that_is_none(sharded: Path, content: str) -> None:
+def test_a_malformed_shard_index_is_rejected(sharded: Path, content: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(content)
-    assert "model.safetensors.index.json" in refused(sharded)
+    assert "model.safetensors.index.json" in rejection_message(sharded)
 
 
-def test_a_shard_that_is_gone(sharded: Path) -> None:
+def test_a_missing_shard_is_rejected(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    assert "model-00002-of-00002.safetensors" in refused(sharded)
+    assert "model-00002-of-00002.safetensors" in rejection_message(sharded)
 
 
-def test_a_tensor_named_twice(folder: Path) -> None:
-    """The reader takes the second entry; the header is made by hand, as no writer makes it."""
+def test_a_tensor_listed_twice_is_rejected(folder: Path) -> None:
+    """The reader takes the second entry; the header is built manually, since no writer produces it."""
     (folder / MANIFEST).unlink()
     path = folder / "model.safetensors"
     content = path.read_bytes()
@@ -189,15 +189,15 @@ def test_a_tensor_named_twice(folder: Path) -> None:
     name = next(name for name in header if name != "__metadata__")
     text = json.dumps(header)[:-1] + f', "{name}": {json.dumps(header[name])}' + "}"
     path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[8 + size :])
-    assert load_file(path).keys() == header.keys() - {"__metadata__"}, "it is a file that safetensors reads"
-    assert f"names '{name}' twice" in refused(folder)
+    assert load_file(path).keys() == header.keys() - {"__metadata__"}, "safetensors reads this file"
+    assert f"names '{name}' twice" in rejection_message(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile
 
 
 class Canary:
-    """Unpickled, it writes a file."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -229,10 +229,10 @@ def _torch_pickle(value: Any, path: Path) -> None:
 @pytest.mark.parametrize("how", [_plain_pickle, _torch_pickle])
 @pytest.mark.parametrize("gone", [None, "model.safetensors", "vocabularies.safetensors"])
 @pytest.mark.parametrize("manifest", [True, False])
-def test_no_pickle_is_read(
+def test_pickle_files_are_never_read(
     folder: Path, tmp_path: Path, how: Callable[[Any, Path], None], gone: str | None, manifest: bool
 ) -> None:
-    """Whether or not there is something better to read."""
+    """Whether or not the expected files are present."""
     canary = tmp_path / "canary"
     _with_pickles(folder, canary, how)
     if gone is not None:
@@ -244,19 +244,19 @@ def test_no_pickle_is_read(
     if gone is None:
         Reranker.from_pretrained(folder)
     else:
-        assert gone in refused(folder)
+        assert gone in rejection_message(folder)
     assert not canary.exists()
     read = {Path(path).name for path in opened if path.startswith(str(folder))}
     assert "preprocessor_config.json" in read or gone is not None
     assert read.isdisjoint(PICKLES)
-    # The canary is a live one.
+    # The canary does work when unpickled.
     if how is _plain_pickle:
         pickle.loads((folder / "pytorch_model.bin").read_bytes())
         assert canary.exists()
 
 
 @pytest.mark.parametrize("options", [{"use_safetensors": False}, {"gguf_file": "model.gguf"}])
-def test_pickles_cannot_be_asked_for(folder: Path, options: dict[str, Any]) -> None:
+def test_options_that_request_other_formats_are_rejected(folder: Path, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="safetensors files only"):
         Reranker.from_pretrained(folder, **options)
 
@@ -286,10 +286,10 @@ STEERING: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("keys", STEERING, ids=lambda keys: "-".join(keys))
-def test_a_config_cannot_steer(
+def test_config_keys_cannot_run_code_or_load_from_elsewhere(
     folder: Path, keys: dict[str, Any], manifest: bool, monkeypatch: pytest.MonkeyPatch, reranker: Reranker
 ) -> None:
-    """It neither runs code, nor asks for another repository; with a manifest, it is not even read."""
+    """No key runs code or requests another repository; with a manifest, the changed config is rejected."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **keys}))
     (folder / "evil.py").write_text("raise SystemExit('run')")
@@ -297,7 +297,7 @@ def test_a_config_cannot_steer(
         (folder / MANIFEST).unlink()
 
     def refuse(*arguments: Any, **options: Any) -> Any:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was accessed")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     try:
@@ -305,7 +305,7 @@ def test_a_config_cannot_steer(
     except InputError as error:
         message = str(error)
     else:
-        # These keys say nothing that is followed.
+        # These keys have no effect.
         assert not manifest
         assert set(keys) <= {"_name_or_path", "_commit_hash", "_attn_implementation_autoset", "torch_dtype"}
         assert loaded.rerank(ROWS) == reranker.rerank(ROWS)
@@ -314,8 +314,8 @@ def test_a_config_cannot_steer(
     assert "config.json" in message or next(iter(keys)).strip("_") in message or "rerank_prm" in message
 
 
-def test_an_adapter_names_another_model(folder: Path) -> None:
+def test_an_adapter_that_names_another_base_model_is_rejected(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/other", "peft_type": "LORA"}')
-    assert "adapter_config.json is not one of the files that were saved" in refused(folder)
+    assert "adapter_config.json is not one of the files that were saved" in rejection_message(folder)
     (folder / MANIFEST).unlink()
-    assert "adapter_config.json names another model" in refused(folder)
+    assert "adapter_config.json names another model" in rejection_message(folder)

@@ -1,4 +1,4 @@
-"""Hostile input, case by case: each ends in one line that says what is wrong. ``test_fuzzing.py`` draws more."""
+"""Hostile input, case by case: each gives a one-line error that says what is wrong; ``test_fuzzing.py`` draws more."""
 
 from __future__ import annotations
 
@@ -62,33 +62,33 @@ def exported(tmp_path: Path) -> Path:
     return tmp_path / "exported"
 
 
-def refusal(run: Callable[[], Any]) -> str:
-    """The one line of the library's error class with which something ends."""
+def rejection_message(run: Callable[[], Any]) -> str:
+    """The one-line error of the library's error class that ``run`` raises."""
     with pytest.raises(InputError) as caught:
         run()
     assert is_one_line(str(caught.value))
     return str(caught.value)
 
 
-def refused(folder: Path) -> str:
-    return refusal(lambda: Reranker.from_pretrained(folder))
+def loading_rejection(folder: Path) -> str:
+    return rejection_message(lambda: Reranker.from_pretrained(folder))
 
 
-def seal(folder: Path) -> None:
-    """A manifest that agrees with what was changed, as whoever means harm would write."""
+def rewrite_manifest(folder: Path) -> None:
+    """Writes a manifest that agrees with the changes, as an attacker would."""
     (folder / MANIFEST).unlink(missing_ok=True)
     write_manifest(folder)
 
 
-def edit(path: Path, **changes: Any) -> None:
+def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    seal(path.parent)
+    rewrite_manifest(path.parent)
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
 
 
-def test_a_message_is_one_line_of_text_whatever_it_quotes() -> None:
+def test_error_messages_are_one_line_whatever_they_quote() -> None:
     assert str(InputError("a\n  b\r\nc\u2028d")) == "a b c d"
     assert str(InputError("no \ud800, \x1b[31m, \0")) == "no \\ud800, \\x1b[31m, \\x00"
     assert str(InputError("a  b\tc")) == "a  b\tc"
@@ -114,11 +114,11 @@ def test_a_message_is_one_line_of_text_whatever_it_quotes() -> None:
     ],
     ids=["key", "surrogate", "bytes", "nested", "digits", "two lines", "key of an item"],
 )
-def test_rows(reranker: Reranker, row: dict[Any, Any], message: str) -> None:
-    assert re.search(message, refusal(lambda: reranker.rerank([{"list_id": 5, **row}])))
+def test_hostile_rows_are_rejected(reranker: Reranker, row: dict[Any, Any], message: str) -> None:
+    assert re.search(message, rejection_message(lambda: reranker.rerank([{"list_id": 5, **row}])))
 
 
-def test_columns_that_nothing_reads_may_be_anything(reranker: Reranker) -> None:
+def test_unread_columns_may_contain_anything(reranker: Reranker) -> None:
     more = {1: object(), "\ud800": "\ud800", None: nested(100_000)}
     assert reranker.rerank([{**ROWS[0], **more}]) == reranker.rerank(ROWS)
 
@@ -147,21 +147,21 @@ GOOD = b"".join(json.dumps(row).encode() + b"\n" for row in PLAIN_ROWS)
         ("x.jsonl", GOOD + b'{"name": ["\\ud800"]}', "line 4: it holds a lone surrogate"),
     ],
 )
-def test_rank_files(
+def test_hostile_input_files_are_rejected(
     exported: Path, tmp_path: Path, name: str, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
     output = tmp_path / "ranked.jsonl"
     command = ["rank", "--model", str(exported), "--input", str(tmp_path / name), "--output", str(output)]
     assert cli.main(command) == 2
-    said = capsys.readouterr().err
-    assert is_one_line(said.removesuffix("\n"))
-    assert re.search(message, said)
+    printed = capsys.readouterr().err
+    assert is_one_line(printed.removesuffix("\n"))
+    assert re.search(message, printed)
     assert not output.exists()
 
 
-def test_a_damaged_arrow_file_does_not_end_the_process(exported: Path, tmp_path: Path) -> None:
-    """An offset of the first column of lists lies far beyond its values: Arrow itself would abort there."""
+def test_a_damaged_arrow_file_does_not_crash_the_process(exported: Path, tmp_path: Path) -> None:
+    """An offset of the first list column points far beyond its values, which would make Arrow itself abort."""
     table = pa.Table.from_pylist(PLAIN_ROWS)
     with pa.ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
         writer.write_table(table)
@@ -190,20 +190,20 @@ def test_a_damaged_arrow_file_does_not_end_the_process(exported: Path, tmp_path:
         ('{"\\ud800": 1}', "lone surrogate"),
     ],
 )
-def test_json(text: str, message: str, folder: Path) -> None:
-    assert message in refusal(lambda: parse_json_object(text, "it"))
+def test_hostile_json_is_rejected(text: str, message: str, folder: Path) -> None:
+    assert message in rejection_message(lambda: parse_json_object(text, "it"))
     for name in ("config.json", "preprocessor_config.json"):
         before = (folder / name).read_bytes()
         (folder / name).write_text(text)
-        seal(folder)
-        assert message in refused(folder)
+        rewrite_manifest(folder)
+        assert message in loading_rejection(folder)
         if name == "config.json":
-            assert message in refusal(lambda: PRMForReranking.from_pretrained(folder))
+            assert message in rejection_message(lambda: PRMForReranking.from_pretrained(folder))
         (folder / name).write_bytes(before)
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text.encode() + weights)
-    seal(folder)
-    assert message in refused(folder)
+    rewrite_manifest(folder)
+    assert message in loading_rejection(folder)
 
 
 @pytest.mark.parametrize(
@@ -222,22 +222,22 @@ def test_json(text: str, message: str, folder: Path) -> None:
         lambda content: content["files"].update({"/x": content["files"]["config.json"]}),
     ],
 )
-def test_a_manifest_of_another_structure(folder: Path, damage: Callable[[Any], Any]) -> None:
-    """Its own digest fits."""
+def test_a_malformed_manifest_is_rejected(folder: Path, damage: Callable[[Any], Any]) -> None:
+    """Its own digest matches."""
     content = json.loads((folder / MANIFEST).read_text())
     del content["sha256"]
     damage(content)
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": sha256_of_json(content)}))
-    assert MANIFEST in refused(folder)
+    assert MANIFEST in loading_rejection(folder)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "config.json", WEIGHTS, "preprocessor_config.json"])
 @pytest.mark.parametrize(
     "what", ["a folder", "a pipe", "a link to /dev/zero", "a link to nothing", "a link to itself"]
 )
-def test_special_files(folder: Path, name: str, what: str) -> None:
+def test_special_files_are_rejected(folder: Path, name: str, what: str) -> None:
     make_special(folder / name, what)
-    assert name in refused(folder)
+    assert name in loading_rejection(folder)
 
 
 # ------------------------------------------------------------------------------------------------- weights and configs
@@ -251,31 +251,31 @@ def test_special_files(folder: Path, name: str, what: str) -> None:
         {"metadata": None, "weight_map": {"w": WEIGHTS}},
     ],
 )
-def test_a_list_of_shards_without_metadata_or_shards(folder: Path, content: dict[str, Any]) -> None:
+def test_a_shard_index_without_metadata_or_shards_is_rejected(folder: Path, content: dict[str, Any]) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-    seal(folder)
-    assert "model.safetensors.index.json is not a shard index" in refused(folder)
+    rewrite_manifest(folder)
+    assert "model.safetensors.index.json is not a shard index" in loading_rejection(folder)
 
 
-def test_a_tensor_in_two_shards(folder: Path) -> None:
+def test_a_tensor_in_two_shards_is_rejected(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     for shard in ("model-1.safetensors", "model-2.safetensors"):
         save_file(weights, folder / shard, metadata={"format": "pt"})
     where = {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(weights)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    seal(folder)
-    assert "which another shard holds too" in refused(folder)
+    rewrite_manifest(folder)
+    assert "which another shard holds too" in loading_rejection(folder)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_weights_of_another_number_format(folder: Path, kind: torch.dtype) -> None:
+def test_weights_in_an_unsupported_dtype_are_rejected(folder: Path, kind: torch.dtype) -> None:
     weights = load_file(folder / WEIGHTS)
     weights["scorer.weight"] = weights["scorer.weight"].to(kind)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    seal(folder)
-    assert "scorer.weight holds" in refused(folder)
+    rewrite_manifest(folder)
+    assert "scorer.weight is" in loading_rejection(folder)
 
 
 @pytest.mark.parametrize(
@@ -292,41 +292,41 @@ def test_weights_of_another_number_format(folder: Path, kind: torch.dtype) -> No
     ],
     ids=lambda changes: str(changes)[:30],
 )
-def test_a_config_that_asks_for_more_than_its_weights_hold(folder: Path, changes: dict[str, Any]) -> None:
+def test_a_config_larger_than_its_weight_files_is_rejected(folder: Path, changes: dict[str, Any]) -> None:
     size = (folder / WEIGHTS).stat().st_size
-    edit(folder / "config.json", **changes)
-    assert f"more than {size:,} parameters, and its weight files have {size:,} bytes" in refused(folder)
+    edit_json(folder / "config.json", **changes)
+    assert f"more than {size:,} parameters, and its weight files have {size:,} bytes" in loading_rejection(folder)
 
 
 @pytest.mark.parametrize("std", [-1.0, 1e-320, True, None, "1"])
-def test_a_scale_that_divides_by_nothing(folder: Path, std: Any) -> None:
+def test_a_scale_with_an_invalid_std_is_rejected(folder: Path, std: Any) -> None:
     path = folder / "preprocessor_config.json"
-    edit(path, scales={"price": {"mean": 0.0, "std": std}})
-    assert "a std above 0, by which values are divided" in refused(folder)
+    edit_json(path, scales={"price": {"mean": 0.0, "std": std}})
+    assert "a std above 0, by which values are divided" in loading_rejection(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- ONNX graphs
 
 
-def with_graph(folder: Path, **changes: Any) -> Path:
+def write_graph(folder: Path, **changes: Any) -> Path:
     (folder / "model.onnx").write_bytes(make_graph(**changes).SerializeToString())
-    seal(folder)
+    rewrite_manifest(folder)
     return folder
 
 
-def test_weights_beside_the_graph(exported: Path) -> None:
-    """The plain case: without it, the refusals below would prove nothing."""
-    ranked = Reranker.from_pretrained(with_graph(exported)).rerank(PLAIN_ROWS)
+def test_weights_in_the_expected_file_load(exported: Path) -> None:
+    """The valid case: without it, the rejections below would prove nothing."""
+    ranked = Reranker.from_pretrained(write_graph(exported)).rerank(PLAIN_ROWS)
     assert [result["order"] for result in ranked] == expected_orders(PLAIN_ROWS)
 
 
 @pytest.mark.parametrize(
     "place", ["config.json", "./config.json", "../outside", "{outside}", "model.onnx", "", MANIFEST]
 )
-def test_weights_in_any_other_file(exported: Path, place: str) -> None:
+def test_weights_in_any_other_file_are_rejected(exported: Path, place: str) -> None:
     outside = exported.parent / "outside"
     shutil.copyfile(exported / "model.onnx.data", outside)
-    assert "cannot load" in refused(with_graph(exported, location=place.format(outside=outside)))
+    assert "cannot load" in loading_rejection(write_graph(exported, location=place.format(outside=outside)))
 
 
 @pytest.mark.parametrize(
@@ -339,23 +339,25 @@ def test_weights_in_any_other_file(exported: Path, place: str) -> None:
         ({"read": "user_dense"}, "the lists have no user_dense"),
     ],
 )
-def test_graphs_that_do_not_score_slots(exported: Path, changes: dict[str, Any], message: str) -> None:
-    with_graph(exported, **changes)
-    assert re.search(message, refusal(lambda: Reranker.from_pretrained(exported).rerank(PLAIN_ROWS)))
+def test_graphs_with_the_wrong_inputs_or_outputs_are_rejected(
+    exported: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_graph(exported, **changes)
+    assert re.search(message, rejection_message(lambda: Reranker.from_pretrained(exported).rerank(PLAIN_ROWS)))
 
 
-def test_cut_graphs(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_graphs_cut_short_are_rejected(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content = (exported / "model.onnx").read_bytes()
     for length in range(0, len(content), 20):
         (exported / "model.onnx").write_bytes(content[:length])
-        seal(exported)
-        refusal(lambda: Reranker.from_pretrained(exported).rerank(PLAIN_ROWS))
-    assert capfd.readouterr().err == ""  # onnxruntime does not print it once more
+        rewrite_manifest(exported)
+        rejection_message(lambda: Reranker.from_pretrained(exported).rerank(PLAIN_ROWS))
+    assert capfd.readouterr().err == ""  # onnxruntime does not print the error as well
 
 
 @pytest.mark.parametrize(
     "changes", [{"max_list_length": "6"}, {"max_list_length": 0}, {"task_loss": None}, {"position_input": []}]
 )
-def test_the_config_of_a_graph(exported: Path, changes: dict[str, Any]) -> None:
-    edit(exported / "config.json", **changes)
-    assert "is not the config of an exported model" in refused(exported)
+def test_a_wrong_config_of_a_graph_is_rejected(exported: Path, changes: dict[str, Any]) -> None:
+    edit_json(exported / "config.json", **changes)
+    assert "is not the config of an exported model" in loading_rejection(exported)

@@ -1,4 +1,4 @@
-"""Exported graphs: PyTorch's ranking for every model, ragged lists, all kinds of features; damage is refused."""
+"""Exported graphs: PyTorch's ranking for every model, ragged lists, all kinds of features; damage is rejected."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from hf_rerank.models.auto import RERANKERS
 from hf_rerank.schema import TENSORS
 from hf_rerank.storage import write_manifest
 
-# Scores lie within about -5 and 5; float32 has seven digits, and both runtimes sum in another order.
+# Scores lie between about -5 and 5; float32 has seven digits, and the two runtimes sum in different orders.
 CLOSE = 1e-5
-# 40 items, the first ten places in the last ten slots.
+# 40 items, the first ten positions in the last ten slots.
 LONG = {
     **{
         name: value[:1] * 40 if name in ("item_id", "shop", "price", "stars", "text", "earlier", "sku") else value
@@ -49,8 +49,8 @@ def processor() -> ListProcessor:
     return ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA)
 
 
-def made(name: str, processor: ListProcessor, **options: Any) -> Reranker:
-    """A model of default width whose random weights make scores that differ; of encoders, one layer but for PRM."""
+def make_reranker(name: str, processor: ListProcessor, **options: Any) -> Reranker:
+    """A model of default width whose random weights give distinct scores; encoders other than PRM have one layer."""
     config, model = RERANKERS[name]
     if name in ("setrank", "pear", "raise"):
         options = {"num_hidden_layers": 1, **options}
@@ -60,12 +60,12 @@ def made(name: str, processor: ListProcessor, **options: Any) -> Reranker:
 
 @pytest.fixture(scope="session")
 def exported(processor: ListProcessor, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SimpleNamespace]:
-    """``exported(name)``: the model, its folder, the graph loaded from there; each exported once."""
+    """``exported(name)``: the model, its folder, the graph loaded from it; each exported once."""
     done: dict[str, SimpleNamespace] = {}
 
     def export(name: str) -> SimpleNamespace:
         if name not in done:
-            with_torch, folder = made(name, processor), tmp_path_factory.mktemp("exported") / name
+            with_torch, folder = make_reranker(name, processor), tmp_path_factory.mktemp("exported") / name
             difference = export_onnx(with_torch, folder)
             done[name] = SimpleNamespace(
                 torch=with_torch, folder=folder, onnx=Reranker.from_pretrained(folder), difference=difference
@@ -76,8 +76,8 @@ def exported(processor: ListProcessor, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def copied(exported: Callable[[str], SimpleNamespace], tmp_path: Path) -> Path:
-    """A copy of an exported folder, to damage."""
+def folder_copy(exported: Callable[[str], SimpleNamespace], tmp_path: Path) -> Path:
+    """A copy of an exported folder that a test may damage."""
     return Path(shutil.copytree(exported("dnn").folder, tmp_path / "copy"))
 
 
@@ -86,7 +86,7 @@ def copied(exported: Callable[[str], SimpleNamespace], tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
-def test_ranks_as_pytorch(
+def test_graph_ranks_like_pytorch(
     name: str, exported: Callable[[str], SimpleNamespace], record_property: Callable[[str, object], None]
 ) -> None:
     both = exported(name)
@@ -97,7 +97,7 @@ def test_ranks_as_pytorch(
         assert by_slot.keys() == set(found["order"])
         of_torch = np.array([by_slot[slot] for slot in found["order"]])
         largest = max(largest, float(np.abs(of_torch - found["scores"]).max()))
-        # Two items whose scores are equal but for rounding may change places.
+        # Two items whose scores differ only by rounding may be swapped.
         assert (np.diff(of_torch) <= 2 * CLOSE).all()
         same += (expected["order"], expected["ids"]) == (found["order"], found["ids"])
     record_property("largest_difference", largest)
@@ -112,8 +112,10 @@ def test_ranks_as_pytorch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
-def test_a_list_of_nothing_changes_no_other(name: str, exported: Callable[[str], SimpleNamespace]) -> None:
-    """All padding, as a server that fills up its batches sends it."""
+def test_an_all_padding_list_does_not_change_other_lists(
+    name: str, exported: Callable[[str], SimpleNamespace]
+) -> None:
+    """Servers that pad their batches send such lists."""
     both = exported(name)
     features = EncodedBatch.encode(ROWS[:4], both.onnx.processor).features
     whole = both.onnx.scorer.scores(features)
@@ -126,7 +128,7 @@ def test_a_list_of_nothing_changes_no_other(name: str, exported: Callable[[str],
 
 
 @pytest.mark.slow
-def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNamespace]) -> None:
+def test_graph_accepts_the_same_arguments_as_the_model(exported: Callable[[str], SimpleNamespace]) -> None:
     both = exported("dnn")
     rows = [*ROWS[:9], {**LONG, "item_id": [987_654] * 40}]
     for options in ({"top_k": 3}, {"top_k": 50}, {"batch_size": 4}):
@@ -156,23 +158,23 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
         (([LONG],), "list list-0 has 40 items.*truncate=True"),
         ((ROWS[:1], 1.5), r"top_k is 1\.5: expected at least 1, a whole number"),
         ((ROWS[:1], 1, "no"), "truncate is 'no': expected True or False"),
-        # A layer norm makes it NaN in torch, and an ordinary number in ONNX Runtime.
+        # A layer norm turns it into NaN in torch and into an ordinary number in ONNX Runtime.
         (([{**ROWS[0], "age": 1e38}],), "list list-0 contains a number far outside the range of the training data"),
     ],
 )
-def test_mistakes_are_those_of_the_reranker(
+def test_graph_raises_the_same_errors_as_the_model(
     arguments: tuple[Any, ...], message: str, exported: Callable[[str], SimpleNamespace]
 ) -> None:
     both = exported("dnn")
-    said = []
+    messages = []
     for reranker in (both.torch, both.onnx):
         with pytest.raises(InputError, match=message) as error:
             reranker.rerank(*arguments)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
-def test_more_slots_than_positions(exported: Callable[[str], SimpleNamespace]) -> None:
+def test_more_slots_than_positions_are_rejected(exported: Callable[[str], SimpleNamespace]) -> None:
     graph = exported("dnn").onnx
     scorer = graph.scorer
     short = Reranker(
@@ -186,7 +188,7 @@ def test_more_slots_than_positions(exported: Callable[[str], SimpleNamespace]) -
 # ---------------------------------------------------------------------------------------------------------- the folder
 
 
-def test_the_folder_is_whole_and_holds_no_weights_of_torch(exported: Callable[[str], SimpleNamespace]) -> None:
+def test_exported_folder_contains_all_files_and_no_pytorch_weights(exported: Callable[[str], SimpleNamespace]) -> None:
     folder = exported("dnn").folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -201,10 +203,10 @@ def test_the_folder_is_whole_and_holds_no_weights_of_torch(exported: Callable[[s
     assert json.loads((folder / "config.json").read_text())["model_type"] == "rerank_dnn"
 
 
-def test_the_graph_takes_any_number_of_lists_items_and_history(exported: Callable[[str], SimpleNamespace]) -> None:
+def test_graph_has_dynamic_list_item_and_history_axes(exported: Callable[[str], SimpleNamespace]) -> None:
     graph = onnx.load(exported("dnn").folder / "model.onnx").graph
     found = {entry.name: [axis.dim_value for axis in entry.type.tensor_type.shape.dim] for entry in graph.input}
-    # 0 stands for any. Dense: price, and stars with its indicator; age; hours.
+    # 0 means any size. Dense: price, and stars with its indicator; age; hours.
     expected = {
         "item_categorical": [0, 0, 2],
         "item_dense": [0, 0, 3],
@@ -254,20 +256,20 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
     ],
     ids=["cut", "flipped", "config", "vocabularies", "manifest cut", "no manifest", "one more", "no graph"],
 )
-def test_damage_is_refused(damage: Callable[[Path], object], message: str, copied: Path) -> None:
-    assert Reranker.from_pretrained(copied).rerank(ROWS[:1])
-    damage(copied)
+def test_damaged_folders_are_rejected(damage: Callable[[Path], object], message: str, folder_copy: Path) -> None:
+    assert Reranker.from_pretrained(folder_copy).rerank(ROWS[:1])
+    damage(folder_copy)
     with pytest.raises(InputError, match=message):
-        Reranker.from_pretrained(copied)
+        Reranker.from_pretrained(folder_copy)
 
 
-def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
-    """Whole by its manifest, as one of a newer format is."""
-    _cut(copied / "model.onnx")
-    (copied / "manifest.json").unlink()
-    write_manifest(copied)
+def test_a_graph_that_onnxruntime_cannot_read_is_rejected(folder_copy: Path) -> None:
+    """Intact by its manifest, like a graph in a newer format."""
+    _cut(folder_copy / "model.onnx")
+    (folder_copy / "manifest.json").unlink()
+    write_manifest(folder_copy)
     with pytest.raises(InputError, match=r"onnxruntime .* cannot load .*model\.onnx: .*export it again") as error:
-        Reranker.from_pretrained(copied)
+        Reranker.from_pretrained(folder_copy)
     assert "\n" not in str(error.value)
 
 
@@ -285,13 +287,15 @@ def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
         ),
     ],
 )
-def test_wrong_options_of_loading(copied: Path, source: Any, options: dict[str, Any], message: str) -> None:
+def test_wrong_loading_options_are_rejected(
+    folder_copy: Path, source: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        Reranker.from_pretrained(source and source.format(folder=copied), **options)
+        Reranker.from_pretrained(source and source.format(folder=folder_copy), **options)
 
 
-def test_several_threads_and_processes(exported: Callable[[str], SimpleNamespace]) -> None:
-    """Threads share one; it does not go to another process, and says so."""
+def test_threads_share_a_graph_that_cannot_be_pickled_or_copied(exported: Callable[[str], SimpleNamespace]) -> None:
+    """Threads share one graph; sending it to another process is a clear error."""
     graph = exported("dnn").onnx
     expected = [graph.rerank([row]) for row in ROWS[:50]]
     with ThreadPoolExecutor(4) as pool:
@@ -311,84 +315,86 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_a_processor_of_other_lists(exported: Callable[[str], SimpleNamespace], copied: Path, tmp_path: Path) -> None:
+def test_a_processor_fitted_on_other_lists_is_rejected(
+    exported: Callable[[str], SimpleNamespace], folder_copy: Path, tmp_path: Path
+) -> None:
     other = ListProcessor.from_lists(pa.Table.from_pylist(made_rows(50, seed=9)), schema=SCHEMA)
     scorer = exported("dnn").onnx.scorer
     with pytest.raises(InputError, match=f"fingerprint {scorer.schema_fingerprint}.*do not belong together"):
         Reranker(other, scorer)
-    other.save_pretrained(copied)
+    other.save_pretrained(folder_copy)
     with pytest.raises(InputError, match=r"truncated or changed|damaged or changed"):
-        Reranker.from_pretrained(copied)
+        Reranker.from_pretrained(folder_copy)
 
 
 # ----------------------------------------------------------------------------------------------------------- exporting
 
 
 @pytest.mark.slow
-def test_the_model_stays_as_it_was(processor: ListProcessor, tmp_path: Path) -> None:
-    """A narrow model is exported in float32, and is narrow and where it was afterwards."""
-    reranker = made("dnn", processor, hidden_sizes=[4])
+def test_exporting_leaves_the_model_unchanged(processor: ListProcessor, tmp_path: Path) -> None:
+    """A bfloat16 model is exported in float32, and keeps its dtype, mode and weights."""
+    reranker = make_reranker("dnn", processor, hidden_sizes=[4])
     reranker.model.to(torch.bfloat16).train()
     before = {name: weight.clone() for name, weight in reranker.model.state_dict().items()}
     assert export_onnx(reranker, tmp_path / "out") < CLOSE
     assert reranker.model.training
     assert all(torch.equal(weight, before[name]) for name, weight in reranker.model.state_dict().items())
-    wide = made("dnn", processor, hidden_sizes=[4])
+    wide = make_reranker("dnn", processor, hidden_sizes=[4])
     wide.model.load_state_dict({name: weight.float() for name, weight in before.items()})
     (expected,), (found,) = wide.rerank(ROWS[:1]), Reranker.from_pretrained(tmp_path / "out").rerank(ROWS[:1])
     np.testing.assert_allclose(found["scores"], expected["scores"], atol=CLOSE)
 
 
 @pytest.mark.slow
-def test_recurrent_models_one_after_another(
+def test_two_recurrent_models_can_be_exported_in_one_process(
     exported: Callable[[str], SimpleNamespace], processor: ListProcessor, tmp_path: Path
 ) -> None:
-    """torch 2.13 by itself fails at the second."""
+    """torch 2.13 on its own fails at the second export."""
     exported("dlcm")
-    assert export_onnx(made("dlcm", processor, hidden_size=9), tmp_path / "out") < CLOSE
+    assert export_onnx(make_reranker("dlcm", processor, hidden_size=9), tmp_path / "out") < CLOSE
 
 
 @pytest.mark.slow
-def test_a_graph_that_scores_otherwise_is_not_kept(
+def test_a_graph_with_different_scores_is_rejected_and_not_saved(
     processor: ListProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)  # so that the smallest difference is too much
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)  # so that any difference is too large
     with pytest.raises(InputError, match="the exported graph gives other scores than DNNForReranking on 1 lists of 2"):
-        export_onnx(made("dnn", processor, hidden_sizes=[4]), tmp_path / "out")
+        export_onnx(make_reranker("dnn", processor, hidden_sizes=[4]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it(processor: ListProcessor, tmp_path: Path) -> None:
+def test_exporting_into_a_folder_that_is_not_empty_is_rejected(processor: ListProcessor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and is not an empty folder: choose another output folder"):
-        export_onnx(made("dnn", processor), tmp_path)
+        export_onnx(make_reranker("dnn", processor), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_reranker_has_no_revision(processor: ListProcessor, tmp_path: Path) -> None:
+def test_a_revision_is_rejected_for_a_reranker_object(processor: ListProcessor, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="revision= applies only to Hub repositories, not to a Reranker"):
-        export_onnx(made("dnn", processor), tmp_path / "out", revision="v1")
+        export_onnx(make_reranker("dnn", processor), tmp_path / "out", revision="v1")
 
 
 @pytest.mark.parametrize("absent", ["onnx", "onnxscript", "onnxruntime"])
-def test_the_extra_is_not_installed(
-    absent: str, copied: Path, processor: ListProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_onnx_packages_are_reported_with_the_install_command(
+    absent: str, folder_copy: Path, processor: ListProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == absent else find(name, *rest))
     message = rf'^{absent} is not installed: run pip install "hf-rerank\[onnx\]"$'
     with pytest.raises(InputError, match=message):
-        export_onnx(made("dnn", processor), tmp_path / "out")
-    if absent == "onnxruntime":  # ranking needs no more
+        export_onnx(make_reranker("dnn", processor), tmp_path / "out")
+    if absent == "onnxruntime":  # the only package that ranking needs
         with pytest.raises(InputError, match=message):
-            Reranker.from_pretrained(copied)
+            Reranker.from_pretrained(folder_copy)
     else:
-        assert Reranker.from_pretrained(copied).rerank(ROWS[:1])
+        assert Reranker.from_pretrained(folder_copy).rerank(ROWS[:1])
 
 
 @pytest.mark.slow
-def test_the_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reranker = made("dnn", processor, hidden_sizes=[4])
+def test_export_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reranker = make_reranker("dnn", processor, hidden_sizes=[4])
     reranker.save_pretrained(tmp_path / "run")
     command = ["export", "--model", str(tmp_path / "run"), "--output-dir", str(tmp_path / "exported")]
     assert cli.main(command) == 0

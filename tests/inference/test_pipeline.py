@@ -1,4 +1,4 @@
-"""The transformers pipeline: what ``Reranker`` gives, to the bit, from whatever holds lists."""
+"""The transformers pipeline: the same results as ``Reranker``, bit for bit, from any container of lists."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCHEMA = ListSchema(
 )
 
 
-def made_row(number: int, length: int) -> dict[str, Any]:
+def make_row(number: int, length: int) -> dict[str, Any]:
     draw = np.random.default_rng(number)
     return {
         "list_id": f"list-{number}",
@@ -49,8 +49,8 @@ def made_row(number: int, length: int) -> dict[str, Any]:
 
 
 BERT = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
-ROWS = [made_row(number, 1 + number % 6) for number in range(20)]
-LONG = made_row(99, 9)
+ROWS = [make_row(number, 1 + number % 6) for number in range(20)]
+LONG = make_row(99, 9)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def folder(reranker: Reranker, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def ranked_by(folder: Path) -> RerankingPipeline:
+def reranking_pipeline(folder: Path) -> RerankingPipeline:
     return transformers.pipeline("re-ranking", model=str(folder), device="cpu")
 
 
-class Rows(torch.utils.data.Dataset):  # a dataset of torch
+class Rows(torch.utils.data.Dataset):  # a torch dataset
     def __len__(self) -> int:
         return len(ROWS)
 
@@ -92,35 +92,35 @@ CONTAINERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def test_transformers_builds_it(ranked_by: RerankingPipeline) -> None:
-    assert type(ranked_by) is RerankingPipeline
-    assert ranked_by.task == "re-ranking"
-    assert not ranked_by.model.training
-    assert isinstance(ranked_by.feature_extractor, ListProcessor)
+def test_transformers_builds_the_pipeline(reranking_pipeline: RerankingPipeline) -> None:
+    assert type(reranking_pipeline) is RerankingPipeline
+    assert reranking_pipeline.task == "re-ranking"
+    assert not reranking_pipeline.model.training
+    assert isinstance(reranking_pipeline.feature_extractor, ListProcessor)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_equals_the_reranker_to_the_bit(
-    container: str, batch_size: int, ranked_by: RerankingPipeline, reranker: Reranker
+def test_results_equal_the_reranker_bit_for_bit(
+    container: str, batch_size: int, reranking_pipeline: RerankingPipeline, reranker: Reranker
 ) -> None:
     """20 lists of 1 to 6 items, padded to the longest of a batch."""
-    found = ranked_by(CONTAINERS[container](), batch_size=batch_size)
+    found = reranking_pipeline(CONTAINERS[container](), batch_size=batch_size)
     assert isinstance(found, list) == (container in ("list", "tuple"))
     assert list(found) == reranker.rerank(ROWS, batch_size=batch_size)
 
 
-def test_a_dataset_of_torch(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
-    assert list(ranked_by(Rows())) == reranker.rerank(ROWS)
+def test_torch_dataset_as_input(reranking_pipeline: RerankingPipeline, reranker: Reranker) -> None:
+    assert list(reranking_pipeline(Rows())) == reranker.rerank(ROWS)
 
 
-def test_one_dictionary_gives_one_result(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
-    assert ranked_by(ROWS[5]) == reranker.rerank([ROWS[5]])[0]
-    assert ranked_by([]) == []
+def test_one_dictionary_gives_one_result(reranking_pipeline: RerankingPipeline, reranker: Reranker) -> None:
+    assert reranking_pipeline(ROWS[5]) == reranker.rerank([ROWS[5]])[0]
+    assert reranking_pipeline([]) == []
 
 
-def test_columns_that_look_like_a_chat() -> None:
-    """transformers takes dictionaries with ``role`` and ``content`` for messages."""
+def test_columns_named_role_and_content_are_not_read_as_a_chat() -> None:
+    """transformers takes dictionaries with ``role`` and ``content`` for chat messages."""
     rows = [{"role": [1, 2, 3], "content": [0.5, 0.1, 0.2]}, {"role": [2], "content": [0.3]}]
     schema = ListSchema(items=[Categorical("role", min_count=1), Dense("content")])
     processor = ListProcessor.from_lists(pa.Table.from_pylist(rows), schema=schema)
@@ -128,7 +128,7 @@ def test_columns_that_look_like_a_chat() -> None:
     assert RerankingPipeline(model, processor, device="cpu")(rows) == Reranker(processor, model).rerank(rows)
 
 
-def test_lists_of_items(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
+def test_lists_given_as_dicts_of_items(reranking_pipeline: RerankingPipeline, reranker: Reranker) -> None:
     of_items = ("item_id", "price", "place")
     lists = [
         {
@@ -138,11 +138,11 @@ def test_lists_of_items(ranked_by: RerankingPipeline, reranker: Reranker) -> Non
         }
         for row in ROWS
     ]
-    assert ranked_by(lists) == reranker.rerank(ROWS)
-    assert ranked_by(lists[3]) == reranker.rerank([ROWS[3]])[0]
+    assert reranking_pipeline(lists) == reranker.rerank(ROWS)
+    assert reranking_pipeline(lists[3]) == reranker.rerank([ROWS[3]])[0]
 
 
-def test_reads_no_further_than_a_batch(ranked_by: RerankingPipeline) -> None:
+def test_generators_are_read_one_batch_at_a_time(reranking_pipeline: RerankingPipeline) -> None:
     read: list[int] = []
 
     def lists() -> Iterator[dict[str, Any]]:
@@ -150,13 +150,13 @@ def test_reads_no_further_than_a_batch(ranked_by: RerankingPipeline) -> None:
             read.append(number)
             yield row
 
-    results = ranked_by(lists(), batch_size=4)
+    results = reranking_pipeline(lists(), batch_size=4)
     assert read == []
     next(results)
     assert read == [0, 1, 2, 3]
 
 
-def test_choices_at_construction_and_call(folder: Path, reranker: Reranker) -> None:
+def test_options_at_the_call_override_those_at_construction(folder: Path, reranker: Reranker) -> None:
     rows = [*ROWS, LONG]
     choosing = transformers.pipeline(
         "re-ranking", model=str(folder), device="cpu", top_k=2, truncate=True, batch_size=5
@@ -184,12 +184,14 @@ def test_choices_at_construction_and_call(folder: Path, reranker: Reranker) -> N
         (ROWS, {"num_workers": 2}, "has no option 'num_workers'"),
     ],
 )
-def test_mistakes(inputs: Any, choices: dict[str, Any], message: str, ranked_by: RerankingPipeline) -> None:
+def test_wrong_inputs_and_options_are_rejected(
+    inputs: Any, choices: dict[str, Any], message: str, reranking_pipeline: RerankingPipeline
+) -> None:
     with pytest.raises(InputError, match=message):
-        ranked_by(inputs, **choices)
+        reranking_pipeline(inputs, **choices)
 
 
-def test_mistakes_at_construction(folder: Path, reranker: Reranker) -> None:
+def test_wrong_construction_arguments_are_rejected(folder: Path, reranker: Reranker) -> None:
     for choices, message in (
         ({"topk": 3}, "has no option 'topk'; did you mean 'top_k'"),
         ({"top_k": 0}, "top_k is 0"),
@@ -210,27 +212,29 @@ def test_mistakes_at_construction(folder: Path, reranker: Reranker) -> None:
         RerankingPipeline(reranker.model, reranker.processor, device="cpu")(ROWS, 3)
 
 
-def test_options_of_loading_the_model(folder: Path, reranker: Reranker) -> None:
-    """transformers hands them to the processor too."""
+def test_model_loading_options_are_accepted(folder: Path, reranker: Reranker) -> None:
+    """transformers passes them to the processor as well."""
     for options in ({"device_map": "cpu"}, {"device": "cpu", "model_kwargs": {"attn_implementation": "eager"}}):
         found = transformers.pipeline("re-ranking", model=str(folder), **options)(ROWS)
         assert [result["order"] for result in found] == [result["order"] for result in reranker.rerank(ROWS)]
 
 
-def test_lists_before_the_source_fails_are_ranked(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
+def test_lists_read_before_the_source_fails_are_ranked(
+    reranking_pipeline: RerankingPipeline, reranker: Reranker
+) -> None:
     def lists() -> Iterator[dict[str, Any]]:
         yield from ROWS[:4]
         raise OSError("the source broke")
 
-    results = ranked_by(lists(), batch_size=2)
+    results = reranking_pipeline(lists(), batch_size=2)
     assert [next(results) for _ in range(4)] == reranker.rerank(ROWS[:4], batch_size=2)
     with pytest.raises(OSError, match="the source broke"):
         next(results)
 
 
-def test_saved_and_loaded(ranked_by: RerankingPipeline, tmp_path: Path) -> None:
-    """A model and its processor, with a manifest; no code, and no mention of any."""
-    ranked_by.save_pretrained(tmp_path / "saved")
+def test_saved_pipeline_loads_with_the_same_results(reranking_pipeline: RerankingPipeline, tmp_path: Path) -> None:
+    """A model and its processor, with a manifest; no code and no reference to code."""
+    reranking_pipeline.save_pretrained(tmp_path / "saved")
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {
         "config.json",
         "manifest.json",
@@ -240,11 +244,11 @@ def test_saved_and_loaded(ranked_by: RerankingPipeline, tmp_path: Path) -> None:
     }
     assert "custom_pipelines" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     again = transformers.pipeline("re-ranking", model=tmp_path / "saved", device="cpu")
-    assert again(ROWS) == ranked_by(ROWS) == Reranker.from_pretrained(tmp_path / "saved").rerank(ROWS)
+    assert again(ROWS) == reranking_pipeline(ROWS) == Reranker.from_pretrained(tmp_path / "saved").rerank(ROWS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_takes_the_gpu_where_there_is_one(folder: Path, reranker: Reranker) -> None:
+def test_gpu_is_used_if_available(folder: Path, reranker: Reranker) -> None:
     on_gpu = transformers.pipeline("re-ranking", model=str(folder))
     assert on_gpu.device.type == "cuda"
     for found, expected in zip(on_gpu(ROWS), reranker.rerank(ROWS), strict=True):
@@ -252,7 +256,7 @@ def test_takes_the_gpu_where_there_is_one(folder: Path, reranker: Reranker) -> N
         assert found["scores"] == pytest.approx(expected["scores"], abs=1e-4)
 
 
-def test_importing_the_module_registers_it() -> None:
+def test_importing_the_module_registers_the_pipeline() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     assert PIPELINE_REGISTRY.check_task(hf_rerank.inference.pipeline.TASK)[1]["impl"] is RerankingPipeline

@@ -1,4 +1,4 @@
-"""What ranking returns: fixed keys whatever the columns are called, ids of any column, scores in the given order."""
+"""Results of ranking: fixed keys whatever the columns are called, ids from any column, scores in input order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hf_rerank.losses import TASK_LOSSES, probabilities
 LISTS = ROWS[:12]
 
 
-def made(processor: ListProcessor, **options: Any) -> Reranker:
+def make_reranker(processor: ListProcessor, **options: Any) -> Reranker:
     torch.manual_seed(0)
     config = PRMConfig.for_schema(
         processor.schema, **{"hidden_size": 8, "num_hidden_layers": 1, "initializer_range": 1.0, **options}
@@ -49,7 +49,7 @@ def processor() -> ListProcessor:
 
 @pytest.fixture(scope="module")
 def reranker(processor: ListProcessor) -> Reranker:
-    return made(processor)
+    return make_reranker(processor)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ COLLIDING_ROWS = [
 ]
 
 
-def test_columns_with_the_names_of_the_keys(tmp_path: Path) -> None:
-    """The re-ranker is the same under other names of the columns, and so are its results."""
+def test_columns_may_have_the_same_names_as_result_keys(tmp_path: Path) -> None:
+    """With the columns renamed, the re-ranker is the same, and so are its results."""
     plain = {"order": "query", "scores": "item", "ids": "price", "predictions": "stars", "list_id": "city"}
     renamed = [{plain[name]: value for name, value in row.items()} for row in COLLIDING_ROWS]
     schema = ListSchema(
@@ -90,7 +90,7 @@ def test_columns_with_the_names_of_the_keys(tmp_path: Path) -> None:
     results = []
     for number, (rows, columns) in enumerate(((COLLIDING_ROWS, COLLIDING), (renamed, schema))):
         fitted = ListProcessor.from_lists(pa.Table.from_pylist(rows), schema=columns)
-        made(fitted).save_pretrained(tmp_path / str(number))
+        make_reranker(fitted).save_pretrained(tmp_path / str(number))
         loaded = Reranker.from_pretrained(tmp_path / str(number))
         results.append((loaded.rerank(rows), [scores.tolist() for scores in loaded.predict(rows)]))
     assert results[0] == results[1]
@@ -102,7 +102,7 @@ def test_columns_with_the_names_of_the_keys(tmp_path: Path) -> None:
         assert result["scores"] == sorted(result["scores"], reverse=True)
 
 
-def test_list_id_is_the_value_as_it_was_given(processor: ListProcessor, reranker: Reranker) -> None:
+def test_list_id_is_returned_unchanged(processor: ListProcessor, reranker: Reranker) -> None:
     rows = [{**row, "list_id": 100 + number} for number, row in enumerate(LISTS)]
     assert [result["list_id"] for result in reranker.rerank(rows)] == list(range(100, 112))
     unnamed = [{name: value for name, value in row.items() if name != "list_id"} for row in LISTS]
@@ -114,7 +114,7 @@ def test_list_id_is_the_value_as_it_was_given(processor: ListProcessor, reranker
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ids_come_from_a_column_that_is_no_feature(backend: str, request: pytest.FixtureRequest) -> None:
+def test_ids_come_from_a_column_that_is_not_a_feature(backend: str, request: pytest.FixtureRequest) -> None:
     ranker: Reranker = request.getfixturevalue(backend)
     assert "sku" not in {feature.name for feature in ranker.processor.schema.items}
     for row, result in zip(LISTS, ranker.rerank(LISTS, top_k=3), strict=True):
@@ -122,7 +122,7 @@ def test_ids_come_from_a_column_that_is_no_feature(backend: str, request: pytest
         assert len(result["ids"]) == min(3, len(row["sku"]))
 
 
-def test_the_id_column_survives_saving_and_changes_no_score(reranker: Reranker, tmp_path: Path) -> None:
+def test_id_column_is_saved_and_does_not_change_scores(reranker: Reranker, tmp_path: Path) -> None:
     reranker.save_pretrained(tmp_path)
     loaded = Reranker.from_pretrained(tmp_path)
     assert loaded.processor.schema.id == "sku"
@@ -133,7 +133,7 @@ def test_the_id_column_survives_saving_and_changes_no_score(reranker: Reranker, 
         assert found["scores"] == expected["scores"]
 
 
-def test_ids_of_arrays_and_of_any_type(reranker: Reranker) -> None:
+def test_ids_may_be_arrays_and_of_any_type(reranker: Reranker) -> None:
     for ids in (np.arange(30), [None] * 30, [{"url": str(number)} for number in range(30)], tuple(range(30))):
         rows = [{**row, "sku": ids[: len(row["sku"])]} for row in LISTS]
         for row, result in zip(rows, reranker.rerank(rows), strict=True):
@@ -161,7 +161,7 @@ def without_ids(row: dict[str, Any], **more: Any) -> dict[str, Any]:
         (lambda row: {**row, "sku": None}, r"'sku' of list list-1 does not hold \d+ values"),
     ],
 )
-def test_missing_or_wrong_ids_are_one_clear_error(
+def test_missing_or_wrong_ids_give_a_one_line_error(
     wrong: Callable[[dict[str, Any]], dict[str, Any]], message: str, backend: str, request: pytest.FixtureRequest
 ) -> None:
     ranker: Reranker = request.getfixturevalue(backend)
@@ -177,9 +177,7 @@ def test_missing_or_wrong_ids_are_one_clear_error(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_size", [1, 5, 256])
-def test_predict_gives_the_scores_in_the_given_order(
-    backend: str, batch_size: int, request: pytest.FixtureRequest
-) -> None:
+def test_predict_returns_scores_in_input_order(backend: str, batch_size: int, request: pytest.FixtureRequest) -> None:
     ranker: Reranker = request.getfixturevalue(backend)
     found = ranker.predict(LISTS, batch_size=batch_size)
     assert len(found) == len(LISTS)
@@ -192,7 +190,7 @@ def test_predict_gives_the_scores_in_the_given_order(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_the_size_of_batches_changes_no_result(backend: str, batch_size: int, request: pytest.FixtureRequest) -> None:
+def test_batch_size_does_not_change_results(backend: str, batch_size: int, request: pytest.FixtureRequest) -> None:
     ranker: Reranker = request.getfixturevalue(backend)
     for expected, found in zip(ranker.rerank(LISTS), ranker.rerank(LISTS, batch_size=batch_size), strict=True):
         assert (found["list_id"], found["order"], found["ids"]) == (
@@ -204,8 +202,8 @@ def test_the_size_of_batches_changes_no_result(backend: str, batch_size: int, re
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_predict_of_truncated_lists(backend: str, request: pytest.FixtureRequest) -> None:
-    """Items that were cut get NaN; the others the scores of the list without them."""
+def test_predict_gives_nan_to_truncated_items(backend: str, request: pytest.FixtureRequest) -> None:
+    """Truncated items get NaN, the others the scores of the list without them."""
     ranker: Reranker = request.getfixturevalue(backend)
     row = next(row for row in ROWS if len(row["item_id"]) == 30)
     long = {name: value * 2 if isinstance(value, list) and len(value) == 30 else value for name, value in row.items()}
@@ -226,8 +224,8 @@ def test_predict_of_truncated_lists(backend: str, request: pytest.FixtureRequest
         np.testing.assert_allclose(other, beside, atol=1e-6)
 
 
-def by_hand(scores: list[float], task_loss: str) -> list[float]:
-    """Plain Python: sigmoid of each, or softmax over the list."""
+def expected_probabilities(scores: list[float], task_loss: str) -> list[float]:
+    """In plain Python: the sigmoid of each score, or the softmax over the list."""
     if task_loss == "binary_log_loss":
         return [1 / (1 + math.exp(-score)) for score in scores]
     total = math.fsum(math.exp(score) for score in scores)
@@ -235,19 +233,19 @@ def by_hand(scores: list[float], task_loss: str) -> list[float]:
 
 
 @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
-def test_probabilities(task_loss: str, processor: ListProcessor) -> None:
-    ranker = made(processor, task_loss=task_loss)
+def test_probabilities_match_sigmoid_or_softmax(task_loss: str, processor: ListProcessor) -> None:
+    ranker = make_reranker(processor, task_loss=task_loss)
     name = ranker.model.config.task_loss_name
     scores, found = ranker.predict(LISTS), ranker.predict(LISTS, probabilities=True, batch_size=5)
     for of_list, given in zip(scores, found, strict=True):
         assert given.dtype == np.float32
-        np.testing.assert_allclose(given, by_hand(of_list.tolist(), name), rtol=1e-5)
+        np.testing.assert_allclose(given, expected_probabilities(of_list.tolist(), name), rtol=1e-5)
         np.testing.assert_allclose(given, probabilities(torch.from_numpy(of_list), name).numpy(), rtol=1e-5)
         if name != "binary_log_loss":
             assert given.sum() == pytest.approx(1, abs=1e-6)
 
 
-def test_probabilities_of_a_graph_are_those_of_its_model(reranker: Reranker, graph: Reranker) -> None:
+def test_graph_and_model_give_the_same_probabilities(reranker: Reranker, graph: Reranker) -> None:
     for one, other in zip(
         reranker.predict(LISTS, probabilities=True), graph.predict(LISTS, probabilities=True), strict=True
     ):
@@ -256,7 +254,7 @@ def test_probabilities_of_a_graph_are_those_of_its_model(reranker: Reranker, gra
 
 @pytest.mark.parametrize("task_loss", TASK_LOSSES)
 def test_probabilities_of_extreme_scores(task_loss: str) -> None:
-    """As the function over tensors gives them; no overflow, 0 at padding, and a list of one item."""
+    """Equal to the tensor function; no overflow, 0 at padding, and a list of one item."""
     scores = np.array([[3e4, -3e4, 0.0], [88.0, 89.0, 1e30], [5.0, math.nan, math.inf]], dtype=np.float32)
     mask = np.array([[True, True, True], [True, True, False], [True, False, False]])
     with np.errstate(all="raise", under="ignore"):
@@ -282,15 +280,15 @@ def test_probabilities_of_extreme_scores(task_loss: str) -> None:
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mistakes_of_predict(
+def test_wrong_predict_arguments_are_rejected(
     backend: str, arguments: Any, options: dict[str, Any], message: str, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(InputError, match=message):
         request.getfixturevalue(backend).predict(*arguments, **options)
 
 
-def test_weights_that_are_not_finite_give_no_scores(processor: ListProcessor) -> None:
-    broken = made(processor)
+def test_weights_that_are_not_finite_raise_an_error(processor: ListProcessor) -> None:
+    broken = make_reranker(processor)
     with torch.no_grad():
         broken.model.scorer.weight.fill_(math.nan)
     for rank in (broken.rerank, broken.predict):
@@ -302,8 +300,8 @@ def test_weights_that_are_not_finite_give_no_scores(processor: ListProcessor) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_lists_of_items(backend: str, request: pytest.FixtureRequest) -> None:
-    """As JSON of a server, to and fro."""
+def test_lists_given_as_dicts_of_items(backend: str, request: pytest.FixtureRequest) -> None:
+    """As in a server's JSON, in both directions."""
     ranker: Reranker = request.getfixturevalue(backend)
     of_items = ("item_id", "shop", "price", "stars", "text", "place", "earlier", "sku")
     of_history = ("seen", "page", "hours")
@@ -329,7 +327,7 @@ def test_lists_of_items(backend: str, request: pytest.FixtureRequest) -> None:
     ]
     del lists[7]["items"][2]["price"]
     with pytest.raises(InputError, match="item 2 of list 7 lacks 'price', which item 0 of list 7 has"):
-        ranker.rerank(lists, batch_size=3)  # the number of the list, not of its place in a batch
+        ranker.rerank(lists, batch_size=3)  # the index of the list, not its place in the batch
 
 
 def test_ties_keep_slot_order_and_padding_is_last() -> None:
@@ -338,7 +336,7 @@ def test_ties_keep_slot_order_and_padding_is_last() -> None:
     assert sort_slots(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
 
 
-def test_equal_items_keep_their_order() -> None:
+def test_identical_items_keep_their_order() -> None:
     rows = [{"price": [1.0] * 4, "list_id": "a"}, {"price": [2.0, 2.0], "list_id": "b"}]
     schema = ListSchema(items=[Dense("price", scale="none")])
     fitted = ListProcessor.from_lists(pa.Table.from_pylist(rows), schema=schema)
@@ -348,7 +346,7 @@ def test_equal_items_keep_their_order() -> None:
     assert [result["ids"] for result in results] == [[1.0] * 4, [2.0, 2.0]]  # of the first feature, without an id
 
 
-def test_a_batch_holds_only_what_a_model_scores_by(processor: ListProcessor) -> None:
+def test_encoded_batch_contains_only_the_feature_tensors(processor: ListProcessor) -> None:
     batch = EncodedBatch.encode(made_rows(3, outcome=True), processor)
     assert list(batch.features) == processor.schema.feature_tensors()
     assert batch.lists.labels is not None

@@ -1,4 +1,4 @@
-"""Reranker: raw lists in, ordered items out; the same numbers as the model on tensors padded here by hand."""
+"""Reranker: raw lists in, ordered items out; the same numbers as the model on manually padded tensors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def test_equals_the_model_on_tensors_padded_by_hand(reranker: Reranker) -> None:
+def test_results_equal_the_model_on_manually_padded_tensors(reranker: Reranker) -> None:
     ids: list[int] = reranker.processor.vocabularies["item_id"].values.tolist()  # type: ignore[union-attr]
     genders: list[int] = reranker.processor.vocabularies["gender"].values.tolist()  # type: ignore[union-attr]
     features = {
@@ -108,7 +108,7 @@ def test_equals_the_model_on_tensors_padded_by_hand(reranker: Reranker) -> None:
         assert result["scores"] == pytest.approx(scores[number][order[number, :length]].tolist(), abs=1e-6)
 
 
-def test_format(reranker: Reranker) -> None:
+def test_result_format(reranker: Reranker) -> None:
     results = reranker.rerank(ROWS)
     assert [result["list_id"] for result in results] == ["a", "b", "c", "d"]
     for row, result in zip(ROWS, results, strict=True):
@@ -125,29 +125,29 @@ def test_format(reranker: Reranker) -> None:
     assert reranker.rerank([]) == []
 
 
-def test_arrays_as_columns(reranker: Reranker) -> None:
+def test_columns_may_be_arrays(reranker: Reranker) -> None:
     row = {**ROWS[1], "item_id": np.array(ROWS[1]["item_id"]), "price": np.array(ROWS[1]["price"], dtype=np.float32)}
     (result,) = reranker.rerank((row,))
     (expected,) = reranker.rerank([ROWS[1]])
     assert (result["order"], result["ids"]) == (expected["order"], expected["ids"])
-    assert all(type(value) is int for value in result["ids"])  # as a server's JSON needs it
+    assert all(type(value) is int for value in result["ids"])  # as JSON requires
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 100])
-def test_top_k(reranker: Reranker, top_k: int) -> None:
+def test_top_k_keeps_the_best_items(reranker: Reranker, top_k: int) -> None:
     for whole, top in zip(reranker.rerank(ROWS), reranker.rerank(ROWS, top_k=top_k), strict=True):
         for name in ("order", "scores", "ids"):
             assert top[name] == whole[name][:top_k]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_batch_size_does_not_matter(reranker: Reranker, batch_size: int) -> None:
+def test_batch_size_does_not_change_results(reranker: Reranker, batch_size: int) -> None:
     for whole, other in zip(reranker.rerank(ROWS), reranker.rerank(ROWS, batch_size=batch_size), strict=True):
         assert other["order"] == whole["order"]
         assert other["scores"] == pytest.approx(whole["scores"], abs=1e-6)
 
 
-def test_the_position_column_is_the_initial_order(reranker: Reranker) -> None:
+def test_position_column_gives_the_initial_order(reranker: Reranker) -> None:
     """Rows sorted by position, without the column, are the same lists with other slots."""
     scores_differ = False
     for row in (ROWS[0], ROWS[1], ROWS[3]):
@@ -160,7 +160,7 @@ def test_the_position_column_is_the_initial_order(reranker: Reranker) -> None:
         assert sorted_result["scores"] == pytest.approx(given["scores"], abs=1e-6)
         (as_stored,) = reranker.rerank([without(row, "position")])
         scores_differ |= as_stored["scores"] != pytest.approx(given["scores"], abs=1e-3)
-    assert scores_differ, "this model does not read positions: the test says nothing"
+    assert scores_differ, "this model does not read positions: the test proves nothing"
 
 
 LONG = {
@@ -172,13 +172,13 @@ LONG = {
 }
 
 
-def test_too_long_is_refused(reranker: Reranker) -> None:
+def test_too_long_lists_are_rejected(reranker: Reranker) -> None:
     with pytest.raises(InputError, match=r"list long has 7 items.*max_list_length=5.*truncate=True"):
         reranker.rerank([ROWS[0], LONG])
 
 
 @pytest.mark.parametrize("with_positions", [True, False])
-def test_truncate_keeps_the_first_places(reranker: Reranker, with_positions: bool) -> None:
+def test_truncate_keeps_the_top_positions(reranker: Reranker, with_positions: bool) -> None:
     row = LONG if with_positions else without(LONG, "position")
     kept = [1, 3, 4, 5, 6] if with_positions else [0, 1, 2, 3, 4]
     short = ROWS[0] if with_positions else without(ROWS[0], "position")
@@ -188,14 +188,14 @@ def test_truncate_keeps_the_first_places(reranker: Reranker, with_positions: boo
     assert results[1]["ids"] == [row["item_id"][slot] for slot in results[1]["order"]]
     cut = {
         name: [value[slot] for slot in kept] if isinstance(value, list) else value for name, value in row.items()
-    }  # positions 0 to 4, as they stand
+    }  # positions 0 to 4, in slot order
     (alone,) = reranker.rerank([cut])
     assert [kept[slot] for slot in alone["order"]] == results[1]["order"]
     assert alone["scores"] == pytest.approx(results[1]["scores"], abs=1e-6)
     assert (report.lists, report.cut_lists, report.cut_items) == (2, 1, 2)
 
 
-def test_report_counts_unknown_and_missing(reranker: Reranker) -> None:
+def test_report_counts_unknown_and_missing_values(reranker: Reranker) -> None:
     rows = [
         {"item_id": [10, 99, None], "price": [1.0, None, 2.0], "gender": 7},
         {"item_id": [98, 20], "price": [None, None], "gender": 0},
@@ -211,7 +211,7 @@ def test_report_counts_unknown_and_missing(reranker: Reranker) -> None:
 # ----------------------------------------------------------------------------------------------------- saving, loading
 
 
-def test_saved_and_loaded_is_equal_to_the_bit(reranker: Reranker, folder: Path) -> None:
+def test_saved_reranker_loads_bit_for_bit(reranker: Reranker, folder: Path) -> None:
     loaded = Reranker.from_pretrained(folder)
     for name, value in reranker.model.state_dict().items():
         assert loaded.model.state_dict()[name].equal(value), name
@@ -228,7 +228,7 @@ def test_saved_and_loaded_is_equal_to_the_bit(reranker: Reranker, folder: Path) 
     assert Reranker.from_pretrained(str(folder), device="cpu", dtype=torch.float32).rerank(ROWS) == loaded.rerank(ROWS)
 
 
-def test_a_model_of_another_processor_is_refused(reranker: Reranker, tmp_path: Path) -> None:
+def test_a_model_of_another_processor_is_rejected(reranker: Reranker, tmp_path: Path) -> None:
     other = ListProcessor.from_lists(pa.table({name: column(name)[:2] for name in ROWS[0]}), schema=SCHEMA)
     with pytest.raises(InputError, match="fingerprint"):
         Reranker(other, reranker.model)
@@ -241,7 +241,7 @@ def test_a_model_of_another_processor_is_refused(reranker: Reranker, tmp_path: P
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"]
 )
-def test_a_folder_that_lacks_a_file(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_folder_with_a_missing_file_is_rejected(folder: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / name).unlink()
     with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
@@ -250,8 +250,8 @@ def test_a_folder_that_lacks_a_file(folder: Path, tmp_path: Path, name: str) -> 
     assert str(tmp_path / "copy") in str(caught.value)
 
 
-def broken(folder: Path, copy: Path, change: Any) -> Path:
-    """A copy of the folder whose weights are changed, as others would save it: without a manifest."""
+def copy_with_weights(folder: Path, copy: Path, change: Any) -> Path:
+    """A copy of the folder with changed weights and without a manifest, as if another library had saved it."""
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("manifest.json"))
     weights = load_file(copy / "model.safetensors")
     change(weights)
@@ -260,24 +260,26 @@ def broken(folder: Path, copy: Path, change: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_every_weight_must_be_there(folder: Path, tmp_path: Path) -> None:
-    """transformers would go on with random numbers and a warning."""
+def test_every_missing_weight_is_an_error(folder: Path, tmp_path: Path) -> None:
+    """transformers would continue with random weights and a warning."""
     names = sorted(load_file(folder / "model.safetensors"))
     assert len(names) > 10
     for number, name in enumerate(names):
-        path = broken(folder, tmp_path / str(number), lambda weights, name=name: weights.pop(name))
+        path = copy_with_weights(folder, tmp_path / str(number), lambda weights, name=name: weights.pop(name))
         with pytest.raises(InputError, match=f"missing: {name}"):
             Reranker.from_pretrained(path)
 
 
-def test_unknown_reshaped_and_cut_weights(folder: Path, tmp_path: Path) -> None:
-    extra = broken(folder, tmp_path / "extra", lambda weights: weights.update(other=torch.zeros(2)))
+def test_unknown_reshaped_and_truncated_weights_are_rejected(folder: Path, tmp_path: Path) -> None:
+    extra = copy_with_weights(folder, tmp_path / "extra", lambda weights: weights.update(other=torch.zeros(2)))
     with pytest.raises(InputError, match="unknown: other"):
         Reranker.from_pretrained(extra)
-    shape = broken(folder, tmp_path / "shape", lambda weights: weights.update({"scorer.bias": torch.zeros(2)}))
+    shape = copy_with_weights(
+        folder, tmp_path / "shape", lambda weights: weights.update({"scorer.bias": torch.zeros(2)})
+    )
     with pytest.raises(InputError, match=r"wrong shape: scorer\.bias"):
         Reranker.from_pretrained(shape)
-    cut = broken(folder, tmp_path / "cut", lambda weights: None)
+    cut = copy_with_weights(folder, tmp_path / "cut", lambda weights: None)
     whole = (cut / "model.safetensors").read_bytes()
     for length in (0, 7, 100, len(whole) - 1):
         (cut / "model.safetensors").write_bytes(whole[:length])
@@ -285,20 +287,20 @@ def test_unknown_reshaped_and_cut_weights(folder: Path, tmp_path: Path) -> None:
             Reranker.from_pretrained(cut)
 
 
-def test_weights_that_are_no_numbers_never_rank(folder: Path, tmp_path: Path) -> None:
-    """NaN compares with nothing: such an order would hold an item twice and lose another."""
-    path = broken(folder, tmp_path / "nan", lambda weights: weights["scorer.weight"].fill_(math.nan))
+def test_nan_weights_raise_an_error_instead_of_ranking(folder: Path, tmp_path: Path) -> None:
+    """NaN breaks comparisons: such an order could contain one item twice and lose another."""
+    path = copy_with_weights(folder, tmp_path / "nan", lambda weights: weights["scorer.weight"].fill_(math.nan))
     with pytest.raises(InputError, match="list a gets scores that are not finite"):
         Reranker.from_pretrained(path).rerank(ROWS)
 
 
-def test_a_number_far_outside_is_named(reranker: Reranker) -> None:
+def test_a_value_far_outside_the_training_range_is_reported(reranker: Reranker) -> None:
     rows = [ROWS[0], {**ROWS[3], "price": [3e38, 1.0]}]
     with pytest.raises(InputError, match="list d contains a number far outside the range of the training data"):
         reranker.rerank(rows)
 
 
-def test_auto_reranker_gives_the_class(folder: Path, reranker: Reranker, tmp_path: Path) -> None:
+def test_auto_reranker_loads_the_right_class(folder: Path, reranker: Reranker, tmp_path: Path) -> None:
     assert type(AutoReranker.from_pretrained(folder)) is PRMForReranking
     model = DNNForReranking(DNNConfig.for_schema(reranker.processor.schema, hidden_sizes=[4]))
     Reranker(reranker.processor, model).save_pretrained(tmp_path / "dnn")
@@ -311,7 +313,7 @@ OFFLINE = """
 import socket, sys
 
 def refuse(*args, **kwargs):
-    raise AssertionError("the network was asked")
+    raise AssertionError("the network was accessed")
 
 socket.socket.connect = refuse
 from hf_rerank import InputError, Reranker
@@ -324,7 +326,7 @@ for source in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_missing_folder_offline(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_without_network_access(tmp_path: Path) -> None:
     sources = [str(tmp_path / "nowhere"), "runs/nowhere", "nowhere"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", OFFLINE, *sources]
@@ -359,13 +361,13 @@ def test_a_missing_folder_offline(tmp_path: Path) -> None:
         ([{**ROWS[0], "gender": [1, 0, 1]}], "gender"),
     ],
 )
-def test_wrong_lists(reranker: Reranker, lists: Any, message: str) -> None:
+def test_wrong_lists_are_rejected(reranker: Reranker, lists: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         reranker.rerank(lists)
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_list_in_a_later_batch_has_its_number(reranker: Reranker) -> None:
+def test_wrong_list_in_a_later_batch_is_reported_by_its_index(reranker: Reranker) -> None:
     with pytest.raises(InputError, match=r"list 3 \(id d\)"):
         reranker.rerank([*ROWS[:3], {**ROWS[3], "price": [1.0]}], batch_size=2)
 
@@ -384,12 +386,12 @@ def test_wrong_list_in_a_later_batch_has_its_number(reranker: Reranker) -> None:
         ({"truncate": "no"}, "truncate is 'no': expected True or False"),
     ],
 )
-def test_wrong_options(reranker: Reranker, options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_rejected(reranker: Reranker, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         reranker.rerank(ROWS, **options)
 
 
-def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
+def test_numpy_integers_are_accepted_as_options(reranker: Reranker) -> None:
     options: Any = {"top_k": np.int64(2), "batch_size": np.int32(3)}
     assert reranker.rerank(ROWS, **options) == reranker.rerank(ROWS, top_k=2, batch_size=3)
 
@@ -408,7 +410,7 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
         ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a torch dtype"),
     ],
 )
-def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, Any], message: str) -> None:
+def test_wrong_loading_options_are_rejected(folder: Path, source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Reranker.from_pretrained(source.format(folder=folder) if isinstance(source, str) else source, **options)
     assert "\n" not in str(caught.value)
@@ -424,8 +426,8 @@ def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, 
         ({"model_type": None}, "it has no model_type"),
     ],
 )
-def test_a_config_that_somebody_changed(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    copy = broken(folder, tmp_path / "copy", lambda weights: None)
+def test_an_edited_config_is_rejected(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    copy = copy_with_weights(folder, tmp_path / "copy", lambda weights: None)
     plain = {**json.loads((copy / "config.json").read_text()), **change}
     (copy / "config.json").write_text(json.dumps({key: value for key, value in plain.items() if value is not None}))
     with pytest.raises(InputError, match=message) as caught:
@@ -433,14 +435,16 @@ def test_a_config_that_somebody_changed(folder: Path, tmp_path: Path, change: di
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_do_not_fit_are_said_in_one_line(
+def test_weights_of_the_wrong_shape_give_a_one_line_error(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """transformers draws a table of them first."""
+    """transformers would print a table first."""
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addHandler(caplog.handler)
     caplog.set_level(logging.WARNING, logger=logger.name)
-    copy = broken(folder, tmp_path / "copy", lambda weights: weights.update({"scorer.bias": torch.zeros(2)}))
+    copy = copy_with_weights(
+        folder, tmp_path / "copy", lambda weights: weights.update({"scorer.bias": torch.zeros(2)})
+    )
     try:
         with pytest.raises(InputError, match=r"wrong shape: scorer\.bias"):
             Reranker.from_pretrained(copy)
@@ -449,7 +453,7 @@ def test_weights_that_do_not_fit_are_said_in_one_line(
     assert "LOAD REPORT" not in caplog.text
 
 
-def test_a_model_of_another_library_is_refused(reranker: Reranker) -> None:
+def test_objects_that_are_not_rerankers_are_rejected(reranker: Reranker) -> None:
     for model in (torch.nn.Linear(1, 1), "runs/prm", reranker):
         with pytest.raises(InputError, match="expected a re-ranker of this library, got"):
             Reranker(reranker.processor, model)
@@ -457,8 +461,8 @@ def test_a_model_of_another_library_is_refused(reranker: Reranker) -> None:
         Reranker(reranker.model, reranker.processor)
 
 
-def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
-    """What is called a graph is given to ONNX Runtime, and nothing else reads it."""
+def test_onnx_graphs_and_pytorch_weights_are_not_confused(folder: Path, tmp_path: Path) -> None:
+    """A file named as a graph is passed to ONNX Runtime and to nothing else."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     (copy / "model.safetensors").rename(copy / "model.onnx")
     with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no PyTorch weights"):
@@ -474,8 +478,8 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eight_threads_rank_as_one_does(processor: ListProcessor) -> None:
-    """Dropout of a half would tell a pass in training mode; every thread ranks other lists, at the same time."""
+def test_eight_threads_give_the_same_results_as_one(processor: ListProcessor) -> None:
+    """Dropout of 0.5 would reveal a pass in training mode; the threads rank different lists at the same time."""
     torch.manual_seed(0)
     config = PRMConfig.for_schema(
         processor.schema, hidden_size=8, num_hidden_layers=1, hidden_dropout_prob=0.5, initializer_range=1.0
@@ -503,7 +507,7 @@ def test_eight_threads_rank_as_one_does(processor: ListProcessor) -> None:
 def test_ranking_never_switches_the_mode_of_the_model(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch, processor: ListProcessor
 ) -> None:
-    """Making a re-ranker puts its model into evaluation mode; after that nobody does, and training mode is refused."""
+    """Only the constructor puts the model into evaluation mode; later, training mode is an error."""
     model = deepcopy(reranker.model).train()
     shared = Reranker(processor, model)
     assert not model.training
@@ -526,7 +530,7 @@ def test_ranking_never_switches_the_mode_of_the_model(
     assert shared.rerank(ROWS) == expected
 
 
-def test_pickled_for_another_process(reranker: Reranker) -> None:
+def test_reranker_can_be_pickled_for_another_process(reranker: Reranker) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert pool.submit(reranker.rerank, ROWS).result(60) == reranker.rerank(ROWS)
     assert pickle.loads(pickle.dumps(reranker)).rerank(ROWS) == reranker.rerank(ROWS)

@@ -1,4 +1,4 @@
-"""The accumulator: equal to the functions on whole arrays, whatever the batches; bounded memory; merging."""
+"""The accumulator: equal to the functions on whole arrays for any batches; bounded memory; merging."""
 
 import json
 import math
@@ -26,8 +26,8 @@ EXAMINATION = np.array([1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
 WIDTH = len(EXAMINATION)
 
 
-def lists(count=400, seed=0, logits=False):
-    """Scores that float32 holds exactly, graded labels, ragged lists, attraction, initial positions."""
+def random_lists(count=400, seed=0, logits=False):
+    """Scores exact in float32, graded labels, ragged lists, attraction, initial positions."""
     rng = np.random.default_rng(seed)
     scores = (rng.normal(size=(count, WIDTH)) if logits else rng.random((count, WIDTH))).astype(np.float32)
     mask = np.arange(WIDTH) < rng.integers(0, WIDTH + 1, (count, 1))
@@ -40,8 +40,8 @@ def lists(count=400, seed=0, logits=False):
     }
 
 
-def batches(data, sizes=(1, 7, 60)):
-    """Cut into batches of changing size, each only as wide as its longest list."""
+def cut_into_batches(data, sizes=(1, 7, 60)):
+    """Batches of varying size, each only as wide as its longest list."""
     start, turn = 0, 0
     while start < len(data["scores"]):
         stop = start + sizes[turn % len(sizes)]
@@ -50,9 +50,9 @@ def batches(data, sizes=(1, 7, 60)):
         start, turn = stop, turn + 1
 
 
-def accumulated(data, **settings):
+def accumulate(data, **settings):
     metrics = RankingMetrics(**settings)
-    for batch in batches(data):
+    for batch in cut_into_batches(data):
         metrics.update(**batch)
     return metrics
 
@@ -63,10 +63,10 @@ def without(data, *names):
 
 @pytest.mark.parametrize("no_click", ["zero", "skip"])
 @pytest.mark.parametrize(("gain", "denominator"), [("exponential", "clicks"), ("linear", "hits")])
-def test_equal_to_the_functions(no_click, gain, denominator):
-    data = lists()
+def test_accumulated_metrics_equal_the_functions_on_whole_arrays(no_click, gain, denominator):
+    data = random_lists()
     scores, labels, mask = data["scores"], data["labels"], data["mask"]
-    results = accumulated(
+    results = accumulate(
         data, ks=(1, 3), no_click=no_click, gain=gain, ap_denominator=denominator, examination=EXAMINATION
     ).compute()
     left_out = np.isnan(grouped_auc(scores, labels, mask=mask, reduction="none")).sum()
@@ -99,7 +99,7 @@ def test_equal_to_the_functions(no_click, gain, denominator):
     assert all(type(value) in (int, float) for value in results.values())
 
 
-def test_expected_clicks_by_hand():
+def test_expected_clicks_match_written_out_arithmetic():
     metrics = RankingMetrics(ks=(1,), examination=[1.0, 0.5])
     metrics.update([[2.0, 1.0], [1.0, 2.0]], [[0, 0], [0, 1]], attraction=[[0.2, 0.8], [0.4, 0.6]],
                    positions=[[1, 0], [0, 1]])  # fmt: skip
@@ -114,11 +114,11 @@ def test_expected_clicks_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logits", [False, True])
-def test_histogram_takes_over_within_its_bound(logits):
-    data = without(lists(3000, logits=logits), "attraction", "positions")
+def test_histogram_auc_is_within_its_error_bound(logits):
+    data = without(random_lists(3000, logits=logits), "attraction", "positions")
     items = data["mask"].sum()
-    exact = accumulated(data, exact_auc_pairs=items).compute()
-    rough = accumulated(data, exact_auc_pairs=items - 1).compute()
+    exact = accumulate(data, exact_auc_pairs=items).compute()
+    rough = accumulate(data, exact_auc_pairs=items - 1).compute()
     assert "auc_error_bound" not in exact
     assert 0 < rough["auc_error_bound"] < 1e-4
     assert abs(rough.pop("auc") - exact.pop("auc")) <= rough.pop("auc_error_bound")
@@ -128,20 +128,20 @@ def test_histogram_takes_over_within_its_bound(logits):
 @pytest.mark.slow
 def test_memory_stays_bounded():
     metrics = RankingMetrics(exact_auc_pairs=1000)
-    for batch in batches(without(lists(3000), "attraction", "positions")):
+    for batch in cut_into_batches(without(random_lists(3000), "attraction", "positions")):
         metrics.update(**batch)
         assert sum(len(scores) for scores, _ in metrics._pairs) <= 1000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", [50_000_000, 1500, 10])  # exact; the sum goes over the limit; both are histograms
-def test_merge_equals_one_accumulator(pairs):
-    first, second = lists(200, seed=1), lists(220, seed=2)
+@pytest.mark.parametrize("pairs", [50_000_000, 1500, 10])  # exact; exact until merged; histograms
+def test_merged_accumulators_equal_a_single_one(pairs):
+    first, second = random_lists(200, seed=1), random_lists(220, seed=2)
     settings = {"examination": EXAMINATION, "exact_auc_pairs": pairs}
-    merged, other = accumulated(first, **settings), accumulated(second, **settings)
+    merged, other = accumulate(first, **settings), accumulate(second, **settings)
     before = other.compute()
     merged.merge(other)
-    both = accumulated({name: np.concatenate([first[name], second[name]]) for name in first}, **settings)
+    both = accumulate({name: np.concatenate([first[name], second[name]]) for name in first}, **settings)
     assert merged.compute() == pytest.approx(both.compute(), rel=1e-12)
     assert other.compute() == before
     merged.merge(RankingMetrics(**settings))
@@ -151,8 +151,8 @@ def test_merge_equals_one_accumulator(pairs):
     assert fresh.compute() == before
 
 
-def test_reset_tensors_and_leading_axes():
-    data = without(lists(), "attraction", "positions")
+def test_reset_and_update_with_tensors_and_leading_axes():
+    data = without(random_lists(), "attraction", "positions")
     metrics = RankingMetrics()
     assert metrics.compute()["lists"] == 0
     assert math.isnan(metrics.compute()["ndcg@5"])
@@ -165,7 +165,7 @@ def test_reset_tensors_and_leading_axes():
     assert metrics.compute() == expected
 
 
-def test_settings_are_json_and_name_the_choices():
+def test_settings_are_json_and_contain_the_chosen_options():
     settings = RankingMetrics((1, 5), gain="linear", examination=[1.0, 0.5]).settings()
     assert json.loads(json.dumps(settings)) == settings
     chosen = {"ks": [1, 5], "no_click": "zero", "ndcg_gain": "linear", "examination": [1.0, 0.5]}
@@ -185,13 +185,13 @@ def test_settings_are_json_and_name_the_choices():
         ({"examination": [1.0, 2.0]}, "examination must be"),
     ],
 )
-def test_errors_of_settings(settings, message):
+def test_wrong_settings_are_rejected(settings, message):
     with pytest.raises(InputError, match=message):
         RankingMetrics(**settings)
 
 
-def test_errors_of_inputs_that_do_not_go_together_add_nothing():
-    data = lists(20)
+def test_rejected_updates_add_nothing():
+    data = random_lists(20)
     plain, attracted = without(data, "attraction", "positions"), without(data, "positions")
     with pytest.raises(InputError, match=r"expected clicks need attraction and.*examination"):
         RankingMetrics().update(**data)
@@ -214,10 +214,10 @@ def test_errors_of_inputs_that_do_not_go_together_add_nothing():
         twice.update(**{**data, "positions": np.zeros_like(data["positions"])})
 
 
-def test_errors_of_merging():
-    data = lists(20)
-    metrics = accumulated(data, examination=EXAMINATION)
+def test_accumulators_with_different_settings_cannot_be_merged():
+    data = random_lists(20)
+    metrics = accumulate(data, examination=EXAMINATION)
     with pytest.raises(InputError, match="only equal settings"):
         metrics.merge(RankingMetrics(ks=(1,), examination=EXAMINATION))
     with pytest.raises(InputError, match="to both or neither"):
-        metrics.merge(accumulated(without(data, "positions"), examination=EXAMINATION))
+        metrics.merge(accumulate(without(data, "positions"), examination=EXAMINATION))

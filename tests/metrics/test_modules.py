@@ -1,4 +1,4 @@
-"""The ``evaluate`` modules: loaded by path without a network, equal to the functions they stand on."""
+"""The ``evaluate`` modules: loaded by path without a network, equal to the functions they wrap."""
 
 import socket
 from pathlib import Path
@@ -12,7 +12,7 @@ from hf_rerank.metrics import metric_path
 
 evaluate = pytest.importorskip("evaluate")
 
-# Module, function, name of the result, options of both.
+# Module, function, key of the result, options of both.
 MODULES = [
     ("ndcg", metrics.ndcg, "ndcg@3", {"k": 3, "gain": "linear"}),
     ("ndcg", metrics.ndcg, "ndcg", {"no_click": "skip"}),
@@ -27,10 +27,10 @@ MODULES = [
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """``evaluate.load`` by name of a module of ours; inputs are kept in a fresh folder, no network."""
+    """``evaluate.load`` for this library's modules by name; inputs are cached in a fresh folder, no network."""
 
     def no_network(*address):
-        raise AssertionError(f"a connection was tried: {address}")
+        raise AssertionError(f"a connection was attempted: {address}")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     return lambda name: evaluate.load(metric_path(name), cache_dir=str(tmp_path))
@@ -45,17 +45,17 @@ def data():
     return scores, labels, mask
 
 
-def ragged(array, mask):
+def to_ragged(array, mask):
     return [row[real].tolist() for row, real in zip(array, mask, strict=True)]
 
 
 @pytest.mark.parametrize(("name", "function", "key", "options"), MODULES)
-def test_equal_to_the_function_at_once_and_by_batch(load, data, name, function, key, options):
+def test_module_equals_the_function_in_one_call_and_in_batches(load, data, name, function, key, options):
     scores, labels, mask = data
     module = load(name)
     assert module.name == name
     expected = {key: function(scores, labels, mask=mask, **options)}
-    predictions, references = ragged(scores, mask), ragged(labels, mask)
+    predictions, references = to_ragged(scores, mask), to_ragged(labels, mask)
     assert module.compute(predictions=predictions, references=references, **options) == pytest.approx(expected)
     for start in range(0, 40, 7):
         batch = slice(start, start + 7)
@@ -63,10 +63,10 @@ def test_equal_to_the_function_at_once_and_by_batch(load, data, name, function, 
     assert module.compute(**options) == pytest.approx(expected)
 
 
-def test_combined(load, data):
+def test_modules_can_be_combined(load, data):
     scores, labels, mask = data
     combined = evaluate.combine([load(name) for name in ("ndcg", "mean_average_precision", "recall_at_k")])
-    results = combined.compute(predictions=ragged(scores, mask), references=ragged(labels, mask), k=5)
+    results = combined.compute(predictions=to_ragged(scores, mask), references=to_ragged(labels, mask), k=5)
     assert results == pytest.approx(
         {
             "ndcg@5": metrics.ndcg(scores, labels, mask=mask, k=5),
@@ -76,15 +76,15 @@ def test_combined(load, data):
     )
 
 
-def test_lists_of_different_length_are_refused(load):
+def test_predictions_and_references_of_different_length_are_rejected(load):
     with pytest.raises(InputError, match="list 1 has 2 predictions and 3 references"):
         load("ndcg").compute(predictions=[[1.0], [1.0, 2.0]], references=[[1], [1, 0, 0]])
 
 
-def test_metric_path():
+def test_metric_path_finds_every_module():
     names = sorted({name for name, *_ in MODULES})
     folders = {path.parent.name for path in Path(metrics.__file__).parent.glob("modules/*/*.py")}
-    assert sorted(folders) == names  # the table above knows every module
+    assert sorted(folders) == names  # the table above contains every module
     assert all((Path(metric_path(name)) / f"{name}.py").is_file() for name in names)
     with pytest.raises(InputError, match="no metric module 'ndgc'; did you mean 'ndcg'"):
         metric_path("ndgc")

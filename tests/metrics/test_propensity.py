@@ -1,4 +1,4 @@
-"""Inverse-propensity estimates: arithmetic by hand, and the truth of simulated lists inside their intervals."""
+"""Inverse-propensity estimates: written-out arithmetic, and intervals that contain simulated ground truth."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from hf_rerank.metrics import PropensityMetrics, expected_clicks, propensity_cli
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import Dense, ListSchema
 
-# Two lists. Order of the first: slots 2, 0, 1. Of the second, which has two items: 1, 0.
+# Two lists. Order of the first: slots 2, 0, 1; of the second, which has two items: 1, 0.
 SCORES = [[0.5, 0.1, 0.9], [0.2, 0.3, 9.0]]
 LABELS = [[1, 0, 1], [1, 0, 5]]
 PROPENSITIES = [[1.0, 0.5, 0.25], [0.5, 0.4, math.nan]]
 MASK = [[True, True, True], [True, True, False]]
 
 
-class TestByHand:
-    """Corrected clicks by slot: 1, 0, 4 and 2, 0; by place: 4, 1, 0 and 0, 2."""
+class TestWrittenOutArithmetic:
+    """Corrected clicks by slot: 1, 0, 4 and 2, 0; by rank: 4, 1, 0 and 0, 2."""
 
     @pytest.mark.parametrize(("k", "expected"), [(1, [4, 0]), (2, [5, 2]), (None, [5, 2])])
     def test_top_k(self, k: int | None, expected: list[float]) -> None:
@@ -34,7 +34,7 @@ class TestByHand:
         assert found.tolist() == expected
         assert propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, k=k) == sum(expected) / 2
 
-    def test_with_examination_of_the_new_order(self) -> None:
+    def test_examination_of_the_new_order_weights_the_clicks(self) -> None:
         # 4 * 1 + 1 * 0.5 and 0 * 1 + 2 * 0.5
         found = propensity_clicks(
             SCORES, LABELS, PROPENSITIES, mask=MASK, examination=[1.0, 0.5, 0.2], reduction="none"
@@ -54,7 +54,7 @@ class TestByHand:
         assert 4 / 7 - found["snips_clicks@1_low"] == pytest.approx(1.959964 * math.sqrt(2) * 8 / 49)
         assert found["largest_inverse_propensity"] == 4
 
-    def test_a_factor_on_all_propensities_changes_snips_nothing(self) -> None:
+    def test_scaling_all_propensities_does_not_change_snips(self) -> None:
         whole, half = PropensityMetrics(ks=(1,)), PropensityMetrics(ks=(1,))
         whole.update(SCORES, LABELS, PROPENSITIES, mask=MASK)
         half.update(SCORES, LABELS, np.array(PROPENSITIES) / 2, mask=MASK)
@@ -64,15 +64,15 @@ class TestByHand:
             assert other[name] == pytest.approx(found[name])
 
     @pytest.mark.parametrize("wrong", [0.0, -0.1, 1.5, math.nan])
-    def test_what_is_no_propensity_is_refused(self, wrong: float) -> None:
+    def test_invalid_propensities_are_rejected(self, wrong: float) -> None:
         with pytest.raises(InputError, match=r"propensities of real items must be .* list 1, slot 0"):
             propensity_clicks([[0.1], [0.2]], [[0], [1]], [[0.5], [wrong]])
 
-    def test_too_short_an_examination_is_refused(self) -> None:
+    def test_too_few_examination_values_are_rejected(self) -> None:
         with pytest.raises(InputError, match="has 1 positions, but the longest list has 3"):
             propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, examination=[1.0])
 
-    def test_no_click_at_all(self) -> None:
+    def test_without_clicks_ips_is_zero_and_snips_is_nan(self) -> None:
         metrics = PropensityMetrics(ks=(1,))
         metrics.update([[0.1, 0.2]], [[0, 0]], [[0.5, 0.5]])
         found = metrics.compute()
@@ -80,20 +80,20 @@ class TestByHand:
         assert math.isnan(found["snips_clicks@1"])
 
 
-class TestAgainstTheTruth:
-    """Simulated lists shown in display order; their clicks are drawn anew, without the selection of clicked lists."""
+class TestAgainstGroundTruth:
+    """Simulated lists shown in display order; clicks are redrawn without selecting clicked lists."""
 
     lists = next(draw_blocks(PRMWorld(), 0, 1, 2000))
     examination = PRMWorld().examination
     propensities = np.broadcast_to(examination, lists.attraction.shape)
-    # Another order than the one shown: by a noisy view of the truth.
+    # An order other than the displayed one: by noisy true attraction.
     scores = lists.attraction + 0.1 * np.random.default_rng(1).normal(size=lists.attraction.shape)
 
     def clicks(self, seed: int) -> np.ndarray:
         return draw_clicks(np.random.default_rng(seed), self.examination, self.lists.attraction)
 
     @pytest.mark.slow
-    def test_intervals_hold_the_truth_as_often_as_they_say(self) -> None:
+    def test_interval_coverage_of_the_true_value_is_close_to_nominal(self) -> None:
         of_rank = np.argsort(np.argsort(-self.scores, axis=1), axis=1)
         at_top = np.where(of_rank < 5, self.lists.attraction, 0.0).sum()
         truth = {
@@ -109,15 +109,15 @@ class TestAgainstTheTruth:
             found = metrics.compute()
             for name, value in truth.items():
                 held[name] += found[f"{name}_low"] < value < found[f"{name}_high"]
-            # What the log shows without the correction.
+            # The clicks in the log, uncorrected.
             logged = np.where(of_rank < 5, clicks, False).sum() / len(self.lists)
             logged_inside += found["ips_clicks@5_low"] < logged < found["ips_clicks@5_high"]
-        # 95 expected; fewer than 87 or all 100 have a chance of 1 in 1000 and 1 in 170.
+        # 95 expected; the probability of fewer than 87 is 1 in 1000, that of all 100 is 1 in 170.
         assert all(count >= 87 for count in held.values()), held
         assert logged_inside == 0
 
     @pytest.mark.slow
-    def test_evaluation_reports_them(self) -> None:
+    def test_evaluation_reports_propensity_estimates(self) -> None:
         schema = ListSchema(
             items=[Dense("x")],
             propensity="seen",
@@ -144,7 +144,7 @@ class TestAgainstTheTruth:
         assert "snips_clicks@5_low" in found
 
 
-def test_a_schema_names_propensities_and_lists_must_hold_them() -> None:
+def test_lists_must_contain_the_propensity_column_of_the_schema() -> None:
     schema = ListSchema(items=[Dense("x")], propensity="seen")
     rows = {"x": [[0.5, 1.0]], "click": [[1, 0]]}
     with pytest.raises(InputError, match="no column 'seen'"):

@@ -1,4 +1,4 @@
-"""Metrics: values by hand, against trec_eval and scikit-learn, on real labels; then properties of all of them."""
+"""Metrics: written-out values, comparison with trec_eval and scikit-learn, real labels; then shared properties."""
 
 import doctest
 import importlib
@@ -32,7 +32,7 @@ from hf_rerank.metrics import (
 REAL_LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "prm_public_labels.txt"
 EXAMINATION = 1 / np.arange(1.0, 13.0)
 
-# Metrics with k and no_click, then everything that gives one value a list.
+# Metrics with k and no_click, then all metrics that give one value per list.
 AT_K = {
     "ndcg": ndcg,
     "ndcg_linear": partial(ndcg, gain="linear"),
@@ -48,18 +48,18 @@ BY_LIST = {f"{name}@{k}": partial(metric, k=k) for name, metric in AT_K.items() 
 BY_LIST["grouped_auc"] = grouped_auc
 
 
-def expected_clicks_of_labels(scores, labels, *, mask=None, reduction="mean"):
-    """Labels stand in for attraction, so that expected clicks go through the same table of properties."""
+def expected_clicks_with_labels_as_attraction(scores, labels, *, mask=None, reduction="mean"):
+    """Uses labels as attraction, so that expected clicks run through the same property tests."""
     return expected_clicks(scores, labels, EXAMINATION, mask=mask, reduction=reduction)
 
 
-BY_LIST["expected_clicks"] = expected_clicks_of_labels
+BY_LIST["expected_clicks"] = expected_clicks_with_labels_as_attraction
 every_at_k = pytest.mark.parametrize("metric", AT_K.values(), ids=AT_K.keys())
 every_by_list = pytest.mark.parametrize("metric", BY_LIST.values(), ids=BY_LIST.keys())
 
 
 def random_lists(lists=50, width=12, seed=0):
-    """Distinct scores, 0/1 labels and a ragged mask with holes; some lists without a click, one without an item."""
+    """Distinct scores, 0/1 labels and a ragged mask with holes; some lists without a click, one without items."""
     rng = np.random.default_rng(seed)
     scores = rng.permuted(np.tile(np.linspace(-3, 3, width), (lists, 1)), axis=1)
     labels = (rng.random((lists, width)) < 0.25).astype(np.float64)
@@ -68,7 +68,7 @@ def random_lists(lists=50, width=12, seed=0):
     return scores, labels, mask
 
 
-# ------------------------------------------------------------------------------------------------- values by hand
+# ------------------------------------------------------------------------------------------------- written-out values
 
 log2 = math.log2
 # One list in ranked order: labels 0 1 0 2 1. Ideal order: 2 1 1 0 0.
@@ -97,7 +97,7 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("metric", "options", "expected"), BY_HAND)
 @pytest.mark.parametrize("as_batch", [False, True])
-def test_value_by_hand(metric, options, expected, as_batch):
+def test_values_match_written_out_arithmetic(metric, options, expected, as_batch):
     # Slots 0..4 hold the items of ranks 3, 1, 5, 2, 4.
     scores, labels = [-3.0, -1.0, -5.0, -2.0, -4.0], [RANKED[rank - 1] for rank in (3, 1, 5, 2, 4)]
     value = metric([scores], [labels], **options) if as_batch else metric(scores, labels, **options)
@@ -105,11 +105,11 @@ def test_value_by_hand(metric, options, expected, as_batch):
     assert value == pytest.approx(expected, abs=1e-12)
 
 
-def test_pooled_and_grouped_auc_by_hand():
+def test_pooled_and_grouped_auc_match_written_out_arithmetic():
     scores = [[0.9, 0.5, 0.5], [0.1, 0.2, 0.2], [0.3, 0.4, 0.0]]
     labels = [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
     mask = np.array([[True, True, True], [True, True, True], [True, True, False]])
-    # Inside list 0: below .9, tied with .5 -> 0.25. List 1: the click of 0.2 beats 0.1, twice -> 1. List 2: no click.
+    # In list 0: below .9, tied with .5 -> 0.25. List 1: the clicks at 0.2 beat 0.1 -> 1. List 2: no click.
     assert grouped_auc(scores, labels, mask=mask) == pytest.approx((0.25 + 1) / 2)
     assert grouped_auc(scores[:2], labels[:2], weighting="items") == pytest.approx((3 * 0.25 + 3 * 1) / 6)
     four = grouped_auc(
@@ -120,13 +120,13 @@ def test_pooled_and_grouped_auc_by_hand():
     )
     assert four == pytest.approx((4 * (0 + 0.5 + 1) / 3 + 3 * 1) / 7)
     np.testing.assert_array_equal(grouped_auc(scores, labels, mask=mask, reduction="none"), [0.25, 1.0, math.nan])
-    # The lowest real score is no tie with the padding after it, whatever stands there.
+    # The lowest real score is not tied with the padding after it, whatever its score.
     assert grouped_auc([[1.0, 0.0, 0.0]], [[0, 1, 0]], mask=[[True, True, False]]) == 0.0
-    # Pooled: clicks .5 .2 .2, others .9 .5 .1 .3 .4. Beaten: by .5 three and a half, by .2 one each.
+    # Pooled: clicks .5 .2 .2, others .9 .5 .1 .3 .4. The .5 beats three and a half, each .2 beats one.
     assert auc(scores, labels, mask=mask) == pytest.approx((3.5 + 1 + 1) / 15)
 
 
-def test_expected_clicks_by_hand():
+def test_expected_clicks_match_written_out_arithmetic():
     attraction, examination = [[0.1, 0.5, 0.3], [0.2, 0.9, 0.4]], [1.0, 0.5, 0.25]
     mask = [[True, True, True], [True, False, True]]
     values = expected_clicks([[3.0, 1.0, 2.0], [1.0, 9.0, 2.0]], attraction, examination, mask=mask, reduction="none")
@@ -134,13 +134,13 @@ def test_expected_clicks_by_hand():
     np.testing.assert_allclose(values, [first, second])
     best = (0.5 + 0.5 * 0.3 + 0.25 * 0.1 + 0.4 + 0.5 * 0.2) / 2
     assert best_expected_clicks(attraction, examination, mask=mask) == pytest.approx(best)
-    # Places are needed for real items alone.
+    # Only real items need positions.
     assert expected_clicks([1.0, 2.0], [0.5, 0.7], [1.0], mask=[False, True]) == pytest.approx(0.7)
 
 
-def test_slot_order_auc_by_hand():
+def test_slot_order_auc_matches_written_out_arithmetic():
     assert slot_order_auc([[1, 1, 0], [1, 0, 0]]) == pytest.approx((2 * 3 + 3 - 0.5) / 9)  # slot 1: clicked and not
-    # Slots count real items: here each click is the first one.
+    # Slots count real items only: here each click is the first.
     assert slot_order_auc([[0, 1, 0], [1, 0, 0]], mask=np.array([[False, True, True], [True, True, True]])) == 1.0
 
 
@@ -155,7 +155,7 @@ def test_equal_to_trec_eval(k):
     labels = rng.choice([0, 0, 0, 1, 2], (lists, width))
     labels[:, 3] = 1
     mask = np.arange(width) < rng.integers(4, width + 1, (lists, 1))
-    # trec_eval breaks ties by falling document id: ids fall with the slot.
+    # trec_eval breaks ties by descending document id: ids descend with the slot.
     run = {
         str(row): {f"{width - slot:03}": float(scores[row, slot]) for slot in np.flatnonzero(mask[row])}
         for row in range(lists)
@@ -175,7 +175,7 @@ def test_equal_to_trec_eval(k):
         f"ndcg_cut_{k}": ndcg(scores, labels, k=k, gain="linear", **of_lists),
         f"P_{k}": precision(scores, labels, k=k, **of_lists),
         f"recall_{k}": recall(scores, labels, k=k, **of_lists),
-        # trec_eval divides by all clicks, we by those that fit into k.
+        # trec_eval divides by all clicks, this library by those that fit into k.
         f"map_cut_{k}": average_precision(scores, labels, k=k, **of_lists) * np.minimum(k, clicked) / clicked,
         "map": average_precision(scores, labels, **of_lists),
         "recip_rank": reciprocal_rank(scores, labels, **of_lists),
@@ -212,7 +212,7 @@ def test_published_figures_of_the_initial_order():
         assert 100 * metric(scores, labels, k=k) == pytest.approx(percent, abs=0.00501), (metric, k)
 
 
-# --------------------------------------------------------------------------------------------- properties of them all
+# --------------------------------------------------------------------------------------------- shared properties
 
 
 @every_by_list
@@ -227,7 +227,7 @@ def test_masked_equals_removed_and_padding_is_never_read(metric):
 
 
 @every_by_list
-def test_slots_may_be_shuffled(metric):
+def test_slot_order_does_not_matter(metric):
     scores, labels, mask = random_lists()
     shuffled = np.random.default_rng(3).permuted(np.tile(np.arange(12), (50, 1)), axis=1)
     moved = [np.take_along_axis(array, shuffled, axis=1) for array in (scores, labels, mask)]
@@ -294,7 +294,7 @@ def test_smallest_inputs(metric):
 
 
 @pytest.mark.parametrize("metric", [auc, grouped_auc])
-def test_auc_of_one_class_or_nothing_is_nan(metric):
+def test_auc_of_one_class_or_no_items_is_nan(metric):
     for labels in ([[0, 0]], [[1, 1]], [[]], np.zeros((0, 2))):
         assert math.isnan(metric(np.zeros(np.shape(labels)), labels))
 
@@ -339,12 +339,12 @@ def test_histogram_auc_stays_within_its_bound():
         ({"reduction": "sum"}, r"reduction must be one of 'mean', 'none'; got 'sum'"),
     ],
 )  # fmt: skip
-def test_errors_say_what_and_where(metric, changed, message):
+def test_wrong_inputs_are_reported_with_list_and_slot(metric, changed, message):
     with pytest.raises(InputError, match=message):
         metric(**{"scores": np.ones((2, 3)), "labels": np.ones((2, 3)), **changed})
 
 
-def test_errors_of_single_metrics():
+def test_errors_of_individual_metrics():
     ones = np.ones((2, 2, 3))
     for metric, option in ((ndcg, "gain"), (average_precision, "denominator"), (grouped_auc, "weighting")):
         with pytest.raises(InputError, match=f"{option} must be one of"):

@@ -1,7 +1,7 @@
-"""A second implementation of what several re-rankers are built from: numpy, one list, one item at a time.
+"""A second implementation of the shared parts of the re-rankers: numpy, one list and one item at a time.
 
-Written from the equations, in double precision and without padding; the tests of each model put these pieces together
-with the weights of the model that they test. Features are those of conftest.py.
+Written from the equations, in double precision and without padding; the tests of each model combine these parts
+with the weights of the model under test. Features are those of conftest.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ IDS = ("item_categorical", "user_categorical", "history_categorical", "position_
 Weights = dict[str, np.ndarray]
 
 
-def stirred(model) -> Weights:
-    """Gives every weight a value of its own (norms start at 1 and biases at 0, which would hide mistakes)."""
+def randomize_weights(model) -> Weights:
+    """Makes all weights distinct and returns them (norms start at 1 and biases at 0, which would hide mistakes)."""
     draw = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for weight in model.parameters():
@@ -30,7 +30,7 @@ def weights_of(model) -> Weights:
 
 
 def rows_of(lists) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
-    """Each list's number, its mask, and its real items and real history items as numpy arrays."""
+    """Each list's index, its mask, and its real items and real history items as numpy arrays."""
     for number, mask in enumerate(lists["mask"].numpy()):
         row = {column: values[number].double().numpy() for column, values in lists.items() if "mask" not in column}
         for column in row:
@@ -55,8 +55,8 @@ def with_histories(lists: dict[str, torch.Tensor], lengths: tuple[int, ...]) -> 
     }
 
 
-def under(w: Weights, prefix: str) -> Weights:
-    """The weights of one part of the model, by their names in it."""
+def weights_of_part(w: Weights, prefix: str) -> Weights:
+    """The weights of one part of the model, keyed by their names within it."""
     return {name.removeprefix(prefix): value for name, value in w.items() if name.startswith(prefix)}
 
 
@@ -77,7 +77,7 @@ def layer_norm(vector, weight, bias):
 
 
 def user_vector(w: Weights, row) -> np.ndarray:
-    """[tables ; dense] of the list's user; empty where it has no features."""
+    """[tables ; dense] of the list's user; empty without user features."""
     ids = row.get("user_categorical", ())
     parts = [w[f"item_embedding.user_tables.{f}.weight"][id_] for f, id_ in enumerate(ids)]
     return np.concatenate([*parts, row.get("user_dense", [])])
@@ -102,7 +102,7 @@ def history_vectors(w: Weights, row, prefix: str = "history_embedding.") -> list
 
 
 def attention(queries, keys, values, heads: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """For each query the heads' means of the values, side by side; and the weights [heads, queries, keys]."""
+    """For each query, the heads' weighted means, concatenated; and the weights [heads, queries, keys]."""
     queries, keys, values = ([part.reshape(heads, -1) for part in side] for side in (queries, keys, values))
     weights = np.zeros((heads, len(queries), len(keys)))
     joined = []
@@ -114,8 +114,8 @@ def attention(queries, keys, values, heads: int) -> tuple[list[np.ndarray], np.n
     return joined, weights
 
 
-def rest_of_block(block: Weights, items, joined) -> list[np.ndarray]:
-    """What follows the heads in a post-norm block: projection, residual, norm; network, residual, norm."""
+def finish_block(block: Weights, items, joined) -> list[np.ndarray]:
+    """The part of a post-norm block after the heads: projection, residual, norm; network, residual, norm."""
     after = []
     for item, heads in zip(items, joined, strict=True):
         x = item + linear(block, "attention_output", heads)
@@ -126,7 +126,7 @@ def rest_of_block(block: Weights, items, joined) -> list[np.ndarray]:
 
 
 def encoder_block(block: Weights, items, heads: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Items look at each other; the items after it and the attention weights [heads, L, L]."""
+    """Self-attention over the items; returns the new items and the attention weights [heads, L, L]."""
     queries, keys, values = zip(*(np.split(linear(block, "query_key_value", x), 3) for x in items), strict=True)
     joined, weights = attention(queries, keys, values, heads)
-    return rest_of_block(block, items, joined), weights
+    return finish_block(block, items, joined), weights

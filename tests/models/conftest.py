@@ -1,4 +1,4 @@
-"""Tiny models and lists for the tests of models: everything that a schema can hold, in a few numbers."""
+"""Tiny models and lists for the model tests, with every kind of feature that a schema can contain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("hf_rerank.testing")
 from hf_rerank.models.auto import RERANKERS  # noqa: E402
 from hf_rerank.testing.candidate import random_lists  # noqa: E402
 
-# Sizes that make a model tiny: one line a model, and none where its defaults are small enough.
+# Options that make a model tiny: one entry per model, unless its defaults are small enough.
 TINY: dict[str, dict[str, Any]] = {
     "dnn": {"hidden_sizes": [8]},
     "dlcm": {"hidden_size": 6, "input_size": 26},
@@ -64,13 +64,13 @@ LISTS = {
 
 
 def tiny_config(name: str, **options: Any) -> Any:
-    """No dropped ids; tables as large as the other features, so that a feature that is not read is noticed."""
+    """No dropped ids; tables on the scale of the other features, so that an unread feature is noticed."""
     plain = {"unknown_rate": 0, "initializer_range": 0.5}
     return RERANKERS[name][0](**{**LISTS, **plain, **TINY.get(name, {}), **options})
 
 
 def tiny_model(name: str, *, seed: int = 0, **options: Any) -> Any:
-    """A model with random weights of its seed, in evaluation mode."""
+    """A model with random weights drawn from the seed, in evaluation mode."""
     torch.manual_seed(seed)
     return RERANKERS[name][1](tiny_config(name, **options)).eval()
 
@@ -88,7 +88,7 @@ def tiny() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All models of the table, each on one batch shared by two processes: the folder with their gradients."""
+    """The folder with the gradients of all registered models, each on one batch shared by two processes."""
     folder = tmp_path_factory.mktemp("two_processes") / "models"
     folder.mkdir()
     save_file({**tiny_lists(), "list_keys": torch.arange(10, 14)}, folder / "lists.safetensors")

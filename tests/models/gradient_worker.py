@@ -1,8 +1,8 @@
-"""One of several processes that share a batch: writes the gradients that it ends with.
+"""One of several processes that share a batch: writes its final gradients.
 
-Each folder in the given one holds a saved model; beside them is the batch, ``lists.safetensors``. Each process takes
-its share of the lists, trains in float64 and writes ``PRESET-RANK.safetensors`` beside the model for each preset, the
-number of processes and the loss of its share among the gradients.
+Each folder in the given one contains a saved model; next to them is the batch, ``lists.safetensors``. Each process
+takes its share of the lists, trains in float64 and writes ``PRESET-RANK.safetensors`` next to the model for each
+preset: the gradients, the number of processes and the loss of its share.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parallel_step(
     model: PreTrainedReranker, lists: dict[str, torch.Tensor], objective: Callable[..., Any]
 ) -> torch.Tensor:
     """Forward and backward, all passes in one call."""
-    # The wrapper lives until the gradients are there, and ends before its group does: one of the two hangs at exit.
+    # The wrapper must outlive the backward pass but be deleted before its process group: otherwise the exit hangs.
     parallel = DistributedDataParallel(model)
     loss = parallel(**lists, objective=objective).loss
     loss.backward()

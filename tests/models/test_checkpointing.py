@@ -27,7 +27,7 @@ from hf_rerank.principled import PRESETS
         ("raise", {}),
     ],
 )
-def test_the_same_gradients_with_blocks_run_twice(
+def test_checkpointing_runs_blocks_twice_and_gives_the_same_gradients(
     monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
     lists = tiny_lists(12, 3)

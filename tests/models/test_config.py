@@ -1,4 +1,4 @@
-"""Configs: what they refuse, what a schema makes of them, what a file keeps of them."""
+"""Configs: validation, creation from a schema, and saving to a file."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def schema():
 
 
 @every_model
-def test_sizes_of_a_schema(name, schema):
-    """Tables: padding, unknown, then the values; a missing-value indicator is a number of its own."""
+def test_config_sizes_follow_the_schema(name, schema):
+    """Tables: padding, unknown, then the values; a missing-value indicator is an additional number."""
     config = RERANKERS[name][0].for_schema(schema)
     expected = {
         "item_vocab_sizes": [50, 16],
@@ -92,7 +92,7 @@ def test_sizes_of_a_schema(name, schema):
 
 
 @every_model
-def test_the_model_of_a_schema_takes_its_tensors(name, schema):
+def test_a_model_for_a_schema_accepts_its_tensors(name, schema):
     processor = ListProcessor.from_lists(LISTS, schema=SCHEMA)
     model = AutoReranker.from_config(RERANKERS[name][0].for_schema(processor.schema))
     assert type(model) is RERANKERS[name][1]
@@ -102,14 +102,14 @@ def test_the_model_of_a_schema_takes_its_tensors(name, schema):
     assert output.loss.isfinite()
 
 
-def test_the_fingerprint_tells_schemas_apart(schema):
+def test_schema_fingerprints_of_different_schemas_differ(schema):
     other = ListProcessor.from_lists(LISTS.slice(0, 1), schema=SCHEMA).schema
     assert DNNConfig.for_schema(other).schema_fingerprint != DNNConfig.for_schema(schema).schema_fingerprint
 
 
 @every_model
 @pytest.mark.parametrize("preset", ["paper", "librerank-ad", "librerank-prm"])
-def test_presets_build(name, preset, schema):
+def test_every_preset_builds_a_model(name, preset, schema):
     config, model = RERANKERS[name]
     assert model(config.preset(preset, schema)).num_parameters() > 0
     chosen = config.presets[preset]
@@ -119,10 +119,10 @@ def test_presets_build(name, preset, schema):
         config.preset("papr", schema)
 
 
-def test_a_name_that_is_taken(monkeypatch):
+def test_registering_a_taken_or_mismatched_name_is_rejected(monkeypatch):
     monkeypatch.setattr(auto, "RERANKERS", dict(RERANKERS))
     prm, dnn = RERANKERS["prm"], RERANKERS["dnn"]
-    auto.register_reranker("prm", *prm)  # the same again changes nothing
+    auto.register_reranker("prm", *prm)  # registering it again changes nothing
     with pytest.raises(InputError, match="there is a re-ranker 'prm' already, PRMForReranking: choose another name"):
         auto.register_reranker("prm", *dnn)
     with pytest.raises(InputError, match=r"DNNConfig\.model_type is 'rerank_dnn': expected 'rerank_mine'"):
@@ -130,13 +130,13 @@ def test_a_name_that_is_taken(monkeypatch):
     assert auto.RERANKERS == RERANKERS
 
 
-def test_an_unfitted_schema_is_refused():
+def test_an_unfitted_schema_is_rejected():
     with pytest.raises(InputError, match=r"not been fitted.*processor\.schema"):
         DNNConfig.for_schema(SCHEMA)
 
 
 @every_model
-def test_a_bare_config(name):
+def test_a_config_without_features_cannot_build_a_model(name):
     config, model = RERANKERS[name]
     assert config().item_vocab_sizes == []
     with pytest.raises(InputError, match=r"no features.*for_schema"):
@@ -144,7 +144,7 @@ def test_a_bare_config(name):
 
 
 @every_model
-def test_unknown_options_are_refused(name, schema):
+def test_unknown_options_are_rejected(name, schema):
     with pytest.raises(InputError, match=r"Config has no option 'embeding_dim'; did you mean 'embedding_dim'\?"):
         RERANKERS[name][0].for_schema(schema, embeding_dim=8)
     with pytest.raises(InputError, match=r"has no option 'zzz'$"):
@@ -216,7 +216,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("config", "options", "message"), WRONG, ids=lambda value: str(value)[:50])
-def test_wrong_values_are_refused(config, options, message, schema):
+def test_wrong_values_are_rejected(config, options, message, schema):
     with pytest.raises((InputError, StrictDataclassError), match=f"(?s){message}"):
         config(**options)
     if config is not RerankerConfig:
@@ -224,17 +224,17 @@ def test_wrong_values_are_refused(config, options, message, schema):
             config.for_schema(schema, **options)
 
 
-def test_assignment_is_checked_too():
+def test_assigned_values_are_validated():
     config = PRMConfig()
     with pytest.raises(StrictDataclassError, match="expected int"):
         config.hidden_size = "64"
 
 
-def test_zero_is_a_number(schema):
+def test_integer_zero_is_accepted_for_float_options(schema):
     assert PRMConfig.for_schema(schema, hidden_dropout_prob=0, unknown_rate=0).hidden_dropout_prob == 0
 
 
-OTHERWISE = {
+NON_DEFAULTS = {
     "dnn": {"hidden_sizes": [3, 2], "hidden_dropout_prob": 0.25},
     "prm": {
         "hidden_size": 6,
@@ -307,13 +307,13 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "task_loss": "lambda_loss",
         "propensity_floor": 0.25,
         "initializer_range": 0.125,
-        **OTHERWISE.get(name, {}),
+        **NON_DEFAULTS.get(name, {}),
     }
     config = RERANKERS[name][0](**given)
     classes = (RerankerConfig, RERANKERS[name][0])
     own = {entry.name for entry in fields(config) if any(entry.name in cls.__annotations__ for cls in classes)}
     assert own - set(given) == {"position_input"}, "a new field needs a value here"
-    assert all(getattr(RERANKERS[name][0](), field) != value for field, value in OTHERWISE.get(name, {}).items())
+    assert all(getattr(RERANKERS[name][0](), field) != value for field, value in NON_DEFAULTS.get(name, {}).items())
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert {field: written[field] for field in given} == given
@@ -350,7 +350,7 @@ def test_the_position_input_survives_json(name, tiny, tmp_path):
     ],
     ids=lambda planted: next(iter(planted)),
 )
-def test_planted_keys_of_a_checkpoint_are_refused(planted, tiny, tmp_path):
+def test_malicious_and_unknown_config_keys_are_rejected(planted, tiny, tmp_path):
     """Nothing in a config.json can name code to load: such a checkpoint does not load at all."""
     tiny.model("prm").save_pretrained(tmp_path)
     file = tmp_path / "config.json"
@@ -360,7 +360,7 @@ def test_planted_keys_of_a_checkpoint_are_refused(planted, tiny, tmp_path):
             loader.from_pretrained(tmp_path)
 
 
-def test_the_table_and_its_messages(tmp_path):
+def test_registered_rerankers_and_lookup_errors(tmp_path):
     for name, (config, model) in RERANKERS.items():
         assert config.model_type == f"rerank_{name}"
         assert model.config_class is config

@@ -1,6 +1,6 @@
-"""What holds for every re-ranker of the library, and that a re-ranker that breaks it is found out.
+"""Contracts that every re-ranker of the library fulfils, and detection of re-rankers that break them.
 
-A new model needs a row in the table, and a line in ``TINY`` of conftest.py where its defaults are large. That its ONNX
+A new model needs a row in the table, and an entry in ``TINY`` of conftest.py if its defaults are large. That its ONNX
 graph gives the same ranking is checked in tests/inference/test_onnx_export.py, over the same table.
 """
 
@@ -20,10 +20,10 @@ from hf_rerank.testing import CONTRACTS, SLOW_CONTRACTS, check_reranker
 from hf_rerank.testing.candidate import Candidate, assert_same_gradients, gradients
 from hf_rerank.testing.objectives import at_one_step
 
-# Where the task loss has a term that is not of the items.
+# Options that turn off loss terms that do not concern items.
 ITEMS_ALONE: dict[str, dict[str, Any]] = {"pear": {"list_loss_weight": 0}}
-# Other objectives show other orders, which DLCM reads by code of its own and all others by the same: layers.py. Every
-# model is compiled with the default objective.
+# Other objectives show other orders, which DLCM reads by its own code and all others by shared code in layers.py.
+# Every model is compiled with the default objective.
 FEWER = {"compiled_equals_eager_with_other_objectives": ("dlcm", "prm")}
 SLOW = {*SLOW_CONTRACTS, "compiled_equals_eager", "edge_lists_are_finite"}
 EVERY = [
@@ -56,8 +56,8 @@ class ReadsOtherLists(DNNForReranking):
         return output
 
 
-class ReadsOrderAlways(DNNForReranking):
-    """``position_input="none"`` reads the order all the same."""
+class IgnoresPositionInput(DNNForReranking):
+    """Reads the order even with ``position_input="none"``."""
 
     def score(self, context, position_ids):
         output = super().score(context, position_ids)
@@ -76,7 +76,7 @@ class IgnoresPadding(DNNForReranking):
 
 
 class HasUnusedWeights(DNNForReranking):
-    """A parameter that takes no part."""
+    """One layer is not used."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -85,7 +85,7 @@ class HasUnusedWeights(DNNForReranking):
 
 
 class ForgetsADenseFeature(DNNForReranking):
-    """Takes any number of dense features."""
+    """Accepts any number of dense features."""
 
     def embed(self, batch):
         if batch.item_dense is not None:
@@ -94,11 +94,11 @@ class ForgetsADenseFeature(DNNForReranking):
         return super().embed(batch)
 
 
-# A broken model -> the contract that says so.
+# Broken model -> the contract that it breaks.
 BROKEN = {
     ReadsSlots: "slots_carry_no_meaning",
     ReadsOtherLists: "batch_of_one_equals_batch_of_many",
-    ReadsOrderAlways: "position_input",
+    IgnoresPositionInput: "position_input",
     IgnoresPadding: "bf16_is_close",
     HasUnusedWeights: "every_parameter_gets_a_gradient_and_moves",
     ForgetsADenseFeature: "input_of_another_processor",
@@ -106,7 +106,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_a_broken_model_is_found_out(broken: type, tiny: Any) -> None:
+def test_a_broken_model_fails_its_contract(broken: type, tiny: Any) -> None:
     contract = BROKEN[broken]
     others = [name for name in CONTRACTS if name != contract]
     check_reranker(DNNForReranking, tiny.config("dnn"), skip=others)
@@ -115,13 +115,13 @@ def test_a_broken_model_is_found_out(broken: type, tiny: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_config_with_few_features_is_enough() -> None:
+def test_contracts_hold_for_a_config_with_one_feature() -> None:
     """One dense feature, no tables, no user, no history."""
     config = DNNConfig(num_item_dense=1, hidden_sizes=[4])
     check_reranker(DNNForReranking, config, skip=[name for name in CONTRACTS if "bf16" in name or "compiled" in name])
 
 
-def test_what_cannot_be_checked_is_refused(tiny: Any) -> None:
+def test_wrong_arguments_of_check_reranker_are_rejected(tiny: Any) -> None:
     config = tiny.config("dnn")
     with pytest.raises(InputError, match="expected a subclass of PreTrainedReranker"):
         check_reranker(torch.nn.Linear, config)
@@ -133,8 +133,8 @@ def test_what_cannot_be_checked_is_refused(tiny: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
-def test_two_processes_equal_one(name, tiny, two_processes):
-    """Gradients and losses, with every preset, in float64, of one run of two processes for all models."""
+def test_gradients_and_losses_of_two_processes_equal_those_of_one(name, tiny, two_processes):
+    """With every preset, in float64; the two processes run once for all models."""
     model = tiny.model(name).double().train()
     for preset in PRESETS:
         loss = model(**tiny.lists(), objective=at_one_step(preset)).loss
@@ -143,7 +143,7 @@ def test_two_processes_equal_one(name, tiny, two_processes):
         ranks = [load_file(two_processes / name / f"{preset}-{rank}.safetensors") for rank in range(2)]
         assert [rank.pop("processes").item() for rank in ranks] == [2, 2]
         losses = [rank.pop("loss").item() for rank in ranks]
-        assert losses[0] != losses[1], "each process had lists of its own"
+        assert losses[0] != losses[1], "each process had its own lists"
         assert sum(losses) / 2 == pytest.approx(loss.item(), abs=1e-12)
         for rank in ranks:
             assert_same_gradients(rank, expected, 1e-12)

@@ -1,11 +1,11 @@
-"""DLCM against its equations, the GRU's among them, written out in plain loops; and which way the GRU reads."""
+"""DLCM against its equations, including the GRU's, written out in plain loops; and the GRU's reading direction."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from by_hand import Weights, item_vectors, linear, rows_of, sigmoid, stirred
+from by_hand import Weights, item_vectors, linear, randomize_weights, rows_of, sigmoid
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hf_rerank.models.dlcm import DLCMConfig
@@ -15,12 +15,12 @@ def elu(x):
     return np.where(x > 0, x, np.exp(x) - 1)
 
 
-def widened(w: Weights, x: np.ndarray) -> np.ndarray:
+def widen(w: Weights, x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, elu(linear(w, "widening.2", elu(linear(w, "widening.0", x))))])
 
 
 def gru(w: Weights, layer: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of one layer; as torch writes it, the reset gate r acts after the state's matrix, not before."""
+    """Outputs of one layer; as in torch, the reset gate r acts after the state's matrix, not before."""
     into, of_state = w[f"gru.weight_ih_l{layer}"], w[f"gru.weight_hh_l{layer}"]
     into_bias, of_state_bias = w[f"gru.bias_ih_l{layer}"], w[f"gru.bias_hh_l{layer}"]
     state = np.zeros(of_state.shape[1])
@@ -51,13 +51,13 @@ def score(w: Weights, config: DLCMConfig, output: np.ndarray, state: np.ndarray)
 
 
 def dlcm_scores(w: Weights, config: DLCMConfig, row) -> list[float]:
-    """Scores of one list of real items only, by slot."""
+    """Scores of one list without padding, by slot."""
     items = item_vectors(w, row)
     if config.input_size > len(items[0]):
-        items = [widened(w, x) for x in items]
+        items = [widen(w, x) for x in items]
     if config.position_input == "sequence+embedding":
         items = [x + w["positions.weight"][place] for x, place in zip(items, row["position_ids"], strict=True)]
-    slots = sorted(range(len(items)), key=lambda slot: -row["position_ids"][slot])  # the lowest place first
+    slots = sorted(range(len(items)), key=lambda slot: -row["position_ids"][slot])  # the last position first
     outputs = [items[slot] for slot in slots]
     for layer in range(config.num_hidden_layers):
         outputs = gru(w, layer, outputs)
@@ -70,7 +70,7 @@ SHAPES = [
     {},
     {"num_hidden_layers": 2},
     {"input_size": 0},
-    {"input_size": 18},  # as wide as the item's vector: nothing joins it
+    {"input_size": 18},  # as wide as the item's vector: nothing is appended
     {"input_size": 19, "hidden_size": 5},
     {"position_input": "sequence+embedding"},
     {"position_input": "sequence+embedding", "input_size": 0, "num_hidden_layers": 2},
@@ -85,7 +85,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_follow_the_equations(tiny, shape, task_loss):
     model, lists = tiny.model("dlcm", task_loss=task_loss, **shape), tiny.lists((6, 4, 1, 5))
-    weights = stirred(model)
+    weights = randomize_weights(model)
     logits = model(**lists).logits.detach().numpy()
     for number, mask, row in rows_of(lists):
         expected = dlcm_scores(weights, model.config, row)
@@ -98,10 +98,10 @@ def test_scores_follow_the_equations(tiny, shape, task_loss):
     [{}, {"num_hidden_layers": 2, "input_size": 0}, {"scoring": "add", "position_input": "sequence+embedding"}],
     ids=str,
 )
-def test_a_soft_order_by_hand(tiny, shape):
-    """A place reads the mean of the items by their shares of it; an item's output is the mean over its places."""
+def test_soft_order_matches_written_out_arithmetic(tiny, shape):
+    """A position reads the mean of the items weighted by their shares; an item's output is the mean over positions."""
     model, lists = tiny.model("dlcm", **shape), tiny.lists((6, 4, 1))
-    weights, config = stirred(model), model.config
+    weights, config = randomize_weights(model), model.config
     draw = torch.Generator().manual_seed(4)
     soft = torch.eye(6).repeat(3, 1, 1)
     for row, length in enumerate((6, 4, 1)):
@@ -111,7 +111,7 @@ def test_a_soft_order_by_hand(tiny, shape):
         items, length = item_vectors(weights, row), int(mask.sum())
         shares = soft[number, :length, :length].double().numpy()
         if config.input_size:
-            items = [widened(weights, x) for x in items]
+            items = [widen(weights, x) for x in items]
         if config.position_input == "sequence+embedding":
             table = weights["positions.weight"]
             items = [x + sum(shares[i, p] * table[p] for p in range(length)) for i, x in enumerate(items)]
@@ -121,7 +121,7 @@ def test_a_soft_order_by_hand(tiny, shape):
         outputs = places[::-1]
         for layer in range(config.num_hidden_layers):
             outputs = gru(weights, layer, outputs)
-        outputs = outputs[::-1]  # by place again; the state is that of place 0
+        outputs = outputs[::-1]  # by position again; the state is that of position 0
         expected = []
         for i in range(length):
             output = sum(shares[i, p] * outputs[p] for p in range(length))
@@ -130,8 +130,8 @@ def test_a_soft_order_by_hand(tiny, shape):
 
 
 @pytest.mark.parametrize("num_hidden_layers", [1, 2])
-def test_reading_equals_packing(tiny, num_hidden_layers):
-    """The scatter into reading order against torch's own way with ragged lists."""
+def test_reading_equals_packed_sequences(tiny, num_hidden_layers):
+    """Scattering into reading order gives the same as torch's packed sequences."""
     model = tiny.model("dlcm", num_hidden_layers=num_hidden_layers)
     lists = tiny.lists((6, 4, 1, 5, 2))
     items = torch.randn(5, 6, 26, generator=torch.Generator().manual_seed(4))
@@ -153,7 +153,7 @@ def test_reading_equals_packing(tiny, num_hidden_layers):
 
 
 def test_the_top_item_is_read_last(tiny):
-    """An item's output knows the items below it and none above it; the state is the output of the top item."""
+    """An item's output depends on the items below it and on none above; the state is the output of the top item."""
     model, lists = tiny.model("dlcm"), tiny.lists((6, 4, 1))
     mask, places = lists["mask"], lists["position_ids"]
     items = torch.randn(3, 6, 26, generator=torch.Generator().manual_seed(4))
@@ -170,7 +170,7 @@ def test_the_top_item_is_read_last(tiny):
                 assert same == bool(places[row, slot] > places[row, changed]), (row, changed, slot)
 
 
-def test_the_state_does_not_see_padding(tiny):
+def test_the_state_ignores_padding(tiny):
     model, lists = tiny.model("dlcm", num_hidden_layers=2), tiny.lists((6, 4, 1, 0))
     mask = lists["mask"]
     draw = torch.Generator().manual_seed(4)
@@ -193,7 +193,7 @@ def test_the_state_depends_on_the_order(tiny):
             assert not torch.isclose(model.run_gru(items, lists["mask"], swapped)[1], state).all()
 
 
-def test_own_loss_by_hand(tiny):
+def test_own_loss_matches_written_out_arithmetic(tiny):
     """-sum_i a_i log softmax(s)_i, a_i = exp(y_i) / sum over clicked items of exp(y); mean over lists with an item."""
     lists = tiny.lists((6, 4, 1, 5, 0))
     lists["labels"][0, :6] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.0, 0.0])
@@ -214,14 +214,14 @@ def test_own_loss_by_hand(tiny):
 
 
 def test_own_loss_of_clicks_is_the_softmax_loss(tiny):
-    """For labels 0 and 1 the two are one."""
+    """The two are equal for labels 0 and 1."""
     lists = tiny.lists()
     own, softmax = (tiny.model("dlcm", task_loss=loss)(**lists).loss.item() for loss in ("own", "softmax_loss"))
     assert own == pytest.approx(softmax, abs=1e-6)
 
 
-def test_parameters_counted_by_hand(tiny):
-    """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers; 8 join them."""
+def test_parameter_count_matches_written_out_arithmetic(tiny):
+    """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers; 8 are appended."""
     tables = 3 * 20 * 4
     widening = (18 * 13 + 13) + (13 * 8 + 8)
     gru = 3 * 6 * (26 + 6) + 2 * 3 * 6
@@ -235,8 +235,8 @@ def test_parameters_counted_by_hand(tiny):
     assert embedded == tables + 8 * 18 + plain + (6 * 6 + 6) + 6
 
 
-def test_published_sizes():
-    """The authors' code, three heads averaged; the benchmark's, a GRU of 64 over the features as they are."""
+def test_presets_have_the_published_sizes():
+    """The authors' code: three averaged heads; the benchmark's: a GRU of 64 over the raw features."""
     paper, ad, prm = (DLCMConfig.presets[name] for name in ("paper", "librerank-ad", "librerank-prm"))
     assert (
         paper["hidden_size"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from by_hand import linear, stirred
+from by_hand import linear, randomize_weights
 
 
 def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int | None) -> float:
@@ -26,7 +26,7 @@ def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int 
 def test_scores_follow_the_equation(tiny, hidden_sizes, position_input):
     model = tiny.model("dnn", hidden_sizes=hidden_sizes, position_input=position_input)
     lists = tiny.lists((6, 4, 1, 5))
-    weights = stirred(model)
+    weights = randomize_weights(model)
     logits = model(**lists).logits.detach().numpy()
     numbers = {column: values.numpy() for column, values in lists.items()}
     for row, slot in np.argwhere(numbers["mask"]):
@@ -38,8 +38,8 @@ def test_scores_follow_the_equation(tiny, hidden_sizes, position_input):
     assert (logits[~numbers["mask"]] == np.finfo(np.float32).min).all()
 
 
-def test_other_items_change_nothing(tiny):
-    """Pointwise: every feature, the position and the presence of the other items leave a score as it is."""
+def test_other_items_do_not_change_a_score(tiny):
+    """Pointwise: neither features, position nor presence of other items change a score."""
     model, lists = tiny.model("dnn"), tiny.lists((6, 6))
     others = tiny.lists((6, 6), seed=99)
     expected = model(**lists).logits[:, 2]
@@ -59,13 +59,13 @@ def test_own_loss_is_the_binary_log_loss(tiny):
     assert torch.equal(own, binary)
 
 
-def test_it_has_no_states_to_give(tiny):
+def test_attentions_and_hidden_states_are_none(tiny):
     output = tiny.model("dnn", output_attentions=True, output_hidden_states=True)(**tiny.lists())
     assert output.attentions is None
     assert output.hidden_states is None
 
 
-def test_parameters_counted_by_hand(tiny):
+def test_parameter_count_matches_written_out_arithmetic(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
     tables, positions, network = 3 * 20 * 4, 8 * 18, (18 * 7 + 7) + (7 * 5 + 5) + (5 + 1)
     assert tiny.model("dnn", hidden_sizes=[7, 5]).num_parameters() == tables + positions + network == 563

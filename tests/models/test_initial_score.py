@@ -1,4 +1,4 @@
-"""The earlier ranker's score as a feature, and as the score from which training starts."""
+"""The initial ranker's score as a feature, and as the score from which training starts."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SCALE = {"initial_score_scale": 2.0, "initial_score_offset": -1.0}
 
 
 @pytest.mark.parametrize("kind", list(RERANKERS))
-def test_an_untrained_model_scores_as_the_earlier_ranker(kind):
+def test_an_untrained_model_returns_the_scaled_initial_scores(kind):
     start, tensors = model(kind, initial_score="start", **SCALE), features(kind)
     logits, mask = start(**tensors).logits, tensors["mask"]
     assert torch.equal(logits[mask], (2 * tensors["initial_scores"] - 1)[mask])
@@ -21,7 +21,7 @@ def test_an_untrained_model_scores_as_the_earlier_ranker(kind):
 
 
 @pytest.mark.parametrize("kind", list(RERANKERS))
-def test_training_moves_away_from_the_start_and_every_parameter_is_updated(kind):
+def test_training_updates_every_parameter(kind):
     start, tensors = model(kind, initial_score="start", **SCALE).train(), features(kind)
     labels = torch.tensor([[1.0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     before = {name: value.clone() for name, value in start.named_parameters()}
@@ -35,7 +35,7 @@ def test_training_moves_away_from_the_start_and_every_parameter_is_updated(kind)
 
 
 @pytest.mark.parametrize("kind", ["prm", "dlcm"])
-def test_the_start_follows_the_given_order(kind):
+def test_initial_score_positions_are_added_in_the_given_order(kind):
     numbers = [0.5, 0.25, 0.0, -0.25, -0.5, -1.0, -2.0, -4.0]
     start, tensors = model(kind, initial_score="start", initial_score_positions=numbers, **SCALE), features(kind)
     tensors["position_ids"][0] = torch.tensor([3, 1, 0, 2, 5, 4])
@@ -44,26 +44,26 @@ def test_the_start_follows_the_given_order(kind):
     torch.testing.assert_close(start(**tensors).logits[mask], expected[mask])
 
 
-def test_a_number_for_each_position_is_needed():
+def test_initial_score_positions_need_one_number_per_position():
     with pytest.raises(Exception, match="expected one for each of 8 positions"):
         model(initial_score="start", initial_score_positions=[1.0])
 
 
-def test_a_model_without_the_order_has_no_numbers_of_positions():
+def test_a_model_that_ignores_the_order_rejects_initial_score_positions():
     with pytest.raises(Exception, match="ignores the given order, and initial_score_positions reads it"):
         model(initial_score="start", position_input="none", initial_score_positions=[1.0] * 8)
 
 
-def test_principled_passes_all_start_from_the_score():
+def test_all_principled_passes_start_from_the_initial_score():
     start, tensors = model(initial_score="start", **SCALE), features("prm")
     labels = torch.zeros(3, 6)
     losses = start(**tensors, labels=labels, objective=preset_objective("scaled", seed=0)).losses
-    # The network's part is still 0, so no order of the items changes a score.
+    # The network's part is still 0, so the order of the items does not change scores.
     assert losses["convergence_loss"].item() == 0.0
     assert losses["adversarial_loss"].item() == 0.0
 
 
-def test_as_a_feature_it_changes_scores_and_without_it_does_not():
+def test_the_initial_score_is_read_only_if_configured_as_a_feature():
     tensors = features("prm")
     other = {**tensors, "initial_scores": tensors["initial_scores"] + 1.0}
     read, unread = model(initial_score="feature", **SCALE), model()
@@ -71,14 +71,14 @@ def test_as_a_feature_it_changes_scores_and_without_it_does_not():
     assert torch.equal(unread(**tensors).logits, unread(**other).logits)
 
 
-def test_lists_without_scores_are_refused():
+def test_lists_without_initial_scores_are_rejected():
     tensors = features("prm")
     del tensors["initial_scores"]
     with pytest.raises(InputError, match=r"reads the earlier ranker's score and the lists have none"):
         model(initial_score="feature")(**tensors)
 
 
-def test_saving_and_loading_keeps_the_start_and_what_was_learned(tmp_path):
+def test_saving_keeps_initial_score_settings_and_learned_weights(tmp_path):
     start, tensors = model(initial_score="start", **SCALE), features("prm")
     with torch.no_grad():
         start.scorer.weight.normal_()

@@ -1,20 +1,20 @@
-"""MiDNN against its equations, item by item, and its global features against arithmetic by hand."""
+"""MiDNN against its equations, item by item, and its global features against written-out arithmetic."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from by_hand import Weights, item_vectors, linear, rows_of, stirred
+from by_hand import Weights, item_vectors, linear, randomize_weights, rows_of
 
 from hf_rerank.models.midnn import MiDNNConfig, compute_global_features
 
-ITEM = 2 * 4 + 2 + 3  # two tables four wide, two numbers, a vector of three
+ITEM = 2 * 4 + 2 + 3  # two tables of width 4, two numbers, a vector of three
 NUMBERS = 2 + 3
 
 
 def midnn_scores(w: Weights, config: MiDNNConfig, row) -> list[float]:
-    """Scores of one list of real items only: ``MLP([x ; user ; (x - min) / (max - min)])``."""
+    """Scores of one list without padding: ``MLP([x ; user ; (x - min) / (max - min)])``."""
     vectors = item_vectors(w, row)
     items, users = [x[:ITEM] for x in vectors], [x[ITEM:] for x in vectors]
     numbers = [x[ITEM - NUMBERS :] for x in items]
@@ -42,15 +42,15 @@ def test_scores_follow_the_equations(tiny, hidden_sizes, which, position_input):
     model = tiny.model("midnn", hidden_sizes=hidden_sizes, global_features=which, position_input=position_input)
     lists = tiny.lists((6, 4, 1, 5))
     lists["item_dense"][1, :, 0] = lists["item_dense"][1, 0, 0]  # a column that is the same for all items
-    weights = stirred(model)
+    weights = randomize_weights(model)
     logits = model(**lists).logits.detach().numpy()
     for number, mask, row in rows_of(lists):
         np.testing.assert_allclose(logits[number][mask], midnn_scores(weights, model.config, row), atol=1e-5)
         assert (logits[number][~mask] == np.finfo(np.float32).min).all()
 
 
-def test_global_features_by_hand():
-    """Three items and one padding; four features, the third of them the same for all, the fourth below 0."""
+def test_global_features_match_written_out_arithmetic():
+    """Three items and one padding slot; four features, the third constant, the fourth negative."""
     items = torch.tensor([[1.0, 40.0, 7.0, -3.0], [3.0, 10.0, 7.0, -1.0], [2.0, 20.0, 7.0, -2.5], [9.0, -9.0, 9, 9.0]])
     mask = torch.tensor([[True, True, True, False]])
     found = compute_global_features(items[None], mask)[0, :3]
@@ -59,15 +59,15 @@ def test_global_features_by_hand():
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
 
 
-def test_a_list_of_one_item_has_only_zeros():
+def test_global_features_of_a_single_item_are_zero():
     items = torch.tensor([[[5.0, -2.0], [8.0, 1.0]], [[5.0, -2.0], [8.0, 1.0]]])
     found = compute_global_features(items, torch.tensor([[True, False], [False, False]]))
     assert not found[0, 0].any()
-    assert found.isfinite().all(), "a list of padding only"
+    assert found.isfinite().all(), "also for a list of padding only"
 
 
-def test_scale_and_shift_of_the_numbers_do_not_change_their_standing():
-    """A price in cents, or above another base, stands where the price in euros does."""
+def test_global_features_are_invariant_to_scale_and_shift():
+    """A price in cents, or with an offset, has the same relative value as the price in euros."""
     draw = torch.Generator().manual_seed(3)
     items = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -78,8 +78,8 @@ def test_scale_and_shift_of_the_numbers_do_not_change_their_standing():
     assert found[mask].max() == 1
 
 
-def test_others_matter_through_smallest_and_largest_only(tiny):
-    """Numbers of an item between the others' may change; at the end of the range they move everyone's standing."""
+def test_other_items_matter_only_through_minimum_and_maximum(tiny):
+    """A value within the range of the others may change; at the end of the range it changes all relative values."""
     model, lists = tiny.model("midnn", global_features="dense", position_input="none"), tiny.lists((6,))
     column = lists["item_dense"][0, :, 0]
     column[:] = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
@@ -94,9 +94,9 @@ def test_others_matter_through_smallest_and_largest_only(tiny):
 
 
 @pytest.mark.parametrize(("which", "others_move"), [("all", True), ("dense", False)])
-def test_tables_are_compared_on_request(tiny, which, others_move):
+def test_embeddings_have_global_features_only_if_configured(tiny, which, others_move):
     model, lists = tiny.model("midnn", global_features=which), tiny.lists((6,))
-    stirred(model)
+    randomize_weights(model)
     expected = model(**lists).logits[0]
     lists["item_categorical"][0, 2] = torch.tensor([2, 3])
     found = model(**lists).logits[0]
@@ -111,8 +111,8 @@ def test_own_loss_is_the_binary_log_loss(tiny):
     assert torch.equal(own, binary)
 
 
-def test_parameters_counted_by_hand(tiny):
-    """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense; compared: the 13 of the item, or 5."""
+def test_parameter_count_matches_written_out_arithmetic(tiny):
+    """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense; global: 13 of the item, or 5."""
     tables, positions = 3 * 20 * 4, 8 * 13
     network = (13 + 5 + 13) * 8 + 8 + 8 + 1
     assert tiny.model("midnn").num_parameters() == tables + positions + network == 609
@@ -120,7 +120,7 @@ def test_parameters_counted_by_hand(tiny):
     assert tiny.model("midnn", global_features="dense").num_parameters() == 609 - 8 * 8
 
 
-def test_published_sizes():
+def test_presets_have_the_published_sizes():
     """512-256-128, without positions; the benchmark keeps 0.8 of each layer."""
     assert MiDNNConfig().hidden_sizes == [512, 256, 128]
     assert {preset["position_input"] for preset in MiDNNConfig.presets.values()} == {"none"}

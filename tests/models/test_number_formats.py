@@ -1,4 +1,4 @@
-"""No tensor of a training step, or of measuring obedience, is float64: Apple's GPUs have no such numbers."""
+"""No tensor in a training step or in measuring obedience is float64, which Apple's GPUs do not support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_rerank.principled.orders import PERTURBATIONS
 
 
 class NoFloat64(TorchDispatchMode):
-    """Fails where an operation, forward or backward, gives a float64 tensor."""
+    """Fails if an operation, forward or backward, returns a float64 tensor."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
@@ -27,8 +27,8 @@ class NoFloat64(TorchDispatchMode):
         return output
 
 
-def test_the_check_finds_float64() -> None:
-    """In an operation on its own, in a conversion on the way, and in the backward pass."""
+def test_the_float64_check_detects_float64() -> None:
+    """In a single operation, in an intermediate conversion, and in the backward pass."""
     weight = torch.ones(2, requires_grad=True)
     with NoFloat64():
         (weight * 2).sum().backward()
@@ -41,8 +41,8 @@ def test_the_check_finds_float64() -> None:
         wide.backward()
 
 
-def steps(task_loss: str) -> dict[str, Any]:
-    """Every preset, and what presets do not use, for this task loss."""
+def objectives_to_test(task_loss: str) -> dict[str, Any]:
+    """Every preset, and options that no preset uses, for this task loss."""
     scaled = PRESETS["scaled"]
     soft = {
         relaxation: replace(
@@ -60,12 +60,12 @@ def steps(task_loss: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
 def test_a_training_step_has_no_float64(tiny, name) -> None:
-    """With dropout and dropped ids; forward, backward, and with keys of lists or without."""
+    """With dropout and dropped ids; forward and backward, with and without list keys."""
     lists = tiny.lists((6, 4, 1, 5, 0))
     model = tiny.model(name, hidden_dropout_prob=0.3, unknown_rate=0.1).train()
     factors = {"convergence": torch.tensor(0.5)}
     with NoFloat64():
-        for objective in steps(model.config.task_loss_name).values():
+        for objective in objectives_to_test(model.config.task_loss_name).values():
             chosen = factors if any(term.name in factors for term in objective.terms) else None
             for keys in (None, torch.arange(5)):
                 model(**lists, objective=objective.at(step=1, steps=4, list_keys=keys, factors=chosen)).loss.backward()
@@ -73,18 +73,18 @@ def test_a_training_step_has_no_float64(tiny, name) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
-def test_no_task_loss_makes_float64(tiny, task_loss) -> None:
+def test_no_task_loss_uses_float64(tiny, task_loss) -> None:
     lists = tiny.lists((6, 4, 1, 5, 0))
     for name in ("prm", "setrank", "pear"):
         model = tiny.model(name, task_loss=task_loss).train()
         with NoFloat64():
-            for objective in steps(model.config.task_loss_name).values():
+            for objective in objectives_to_test(model.config.task_loss_name).values():
                 losses = model(**lists, weights=lists["mask"].float(), objective=objective.at(step=1, steps=4))
                 losses.loss.backward()
 
 
-def test_obedience_and_perturbations_have_no_float64(tiny) -> None:
-    """Measures of each list, as evaluation sums them; means over lists are taken on the CPU."""
+def test_obedience_and_perturbations_use_no_float64(tiny) -> None:
+    """Measures per list, as evaluation sums them; means over lists are computed on the CPU."""
     model, lists = tiny.model("prm"), tiny.lists((6, 4, 1, 5, 0))
     with NoFloat64():
         for swaps in ("all", "one"):

@@ -9,15 +9,15 @@ from by_hand import (
     Weights,
     attention,
     encoder_block,
+    finish_block,
     history_vectors,
     item_vectors,
     linear,
-    rest_of_block,
+    randomize_weights,
     rows_of,
     sigmoid,
-    stirred,
-    under,
     user_vector,
+    weights_of_part,
     with_histories,
 )
 
@@ -45,16 +45,16 @@ def pear_scores(w: Weights, config: PEARConfig, row) -> tuple[list[float], float
         history = [two_layers(w, "history_network", np.concatenate([x, user])) for x in history_vectors(w, row)]
     attentions = []
     for b in range(config.num_hidden_layers):
-        block = under(w, f"blocks.{b}.")
+        block = weights_of_part(w, f"blocks.{b}.")
         if history:
-            history, _ = encoder_block(under(w, f"history_blocks.{b}."), history, config.num_attention_heads)
+            history, _ = encoder_block(weights_of_part(w, f"history_blocks.{b}."), history, config.num_attention_heads)
         of_items = [np.split(linear(block, "query_key_value", x), 3) for x in items]
         of_history = [np.split(linear(block, "history_key_value", x), 2) for x in history]
         queries = [query for query, _, _ in of_items]
         keys = [key for key, _ in of_history] + [key for _, key, _ in of_items]
         values = [value for _, value in of_history] + [value for _, _, value in of_items]
         joined, weights = attention(queries, keys, values, config.num_attention_heads)
-        items = rest_of_block(block, items, joined)
+        items = finish_block(block, items, joined)
         attentions.append(weights)
     token = linear(w, "list_scorer", items.pop()).item() if config.list_loss_weight else None
     return [linear(w, "scorer", x).item() for x in items], token, attentions
@@ -80,7 +80,7 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, task_loss):
     lists = with_histories(tiny.lists((6, 4, 1, 5, 3)), (3, 0, 1, 2, 0))
     if "user_vocab_sizes" in shape:
         lists = {column: values for column, values in lists.items() if "user" not in column}
-    weights = stirred(model)
+    weights = randomize_weights(model)
     output = model(**lists)
     token = model.config.list_loss_weight > 0
     assert (output.list_logits is not None) == token
@@ -100,14 +100,14 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, task_loss):
             real = found[number].detach().numpy()[:, rows]
             np.testing.assert_allclose(real[:, :, columns], by_hand, atol=1e-5)
             np.testing.assert_allclose(real.sum(-1), 1, atol=1e-6)
-            assert not real[:, :, ~columns].any(), "nothing looks at padding of the history or the list"
+            assert not real[:, :, ~columns].any(), "padding of the history or the list is not attended to"
 
 
 @pytest.mark.parametrize("list_loss_weight", [0, 1])
-def test_without_history_it_is_self_attention_of_the_list(tiny, list_loss_weight):
+def test_empty_histories_give_self_attention_over_the_list(tiny, list_loss_weight):
     """Empty histories against a model that has no history features and the same remaining weights."""
     model = tiny.model("pear", list_loss_weight=list_loss_weight)
-    stirred(model)
+    randomize_weights(model)
     alone = tiny.model("pear", list_loss_weight=list_loss_weight, **NO_HISTORY)
     loading = alone.load_state_dict(model.state_dict(), strict=False)
     assert loading.missing_keys == []
@@ -148,13 +148,13 @@ def test_history_without_a_mask_is_all_real(tiny):
     ],
 )
 @pytest.mark.parametrize("name", ["pear", "raise"])
-def test_histories_of_another_processor(tiny, name, change, message):
+def test_histories_of_another_processor_are_rejected(tiny, name, change, message):
     with pytest.raises(InputError, match=f"{message}.*own processor"):
         tiny.model(name)(**change(tiny.lists()))
 
 
-def test_the_history_is_a_set(tiny):
-    """It has no positions: turned round, it says the same."""
+def test_history_order_does_not_matter(tiny):
+    """The history has no positions: reversing it changes nothing."""
     model, lists = tiny.model("pear").double(), tiny.lists((6, 4, 1, 5))
     turned = {name: values.flip(1) if "history" in name else values for name, values in lists.items()}
     assert not torch.equal(turned["history_mask"], lists["history_mask"])
@@ -162,15 +162,15 @@ def test_the_history_is_a_set(tiny):
 
 
 @pytest.mark.parametrize("list_loss_weight", [1, 0.25])
-def test_own_loss_by_hand(tiny, list_loss_weight):
-    """Log-loss of the items, and of the token against "any item clicked"; means over lists that hold an item."""
+def test_own_loss_matches_written_out_arithmetic(tiny, list_loss_weight):
+    """Log loss of the items, and of the token for "any item clicked"; means over lists with an item."""
     lists = tiny.lists((6, 4, 1, 5, 0))
     lists["labels"][0, :6] = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
     lists["labels"][1, :4] = 0.0
-    lists["labels"][1, 4:] = 1.0  # at padding
+    lists["labels"][1, 4:] = 1.0  # on padding
     lists["labels"][4] = 1.0  # a list of padding only
     model = tiny.model("pear", task_loss="own", list_loss_weight=list_loss_weight)
-    stirred(model)
+    randomize_weights(model)
     output = model(**lists)
     of_items, of_lists = [], []
     for number, mask, row in rows_of(lists):
@@ -185,7 +185,7 @@ def test_own_loss_by_hand(tiny, list_loss_weight):
 
 
 @pytest.mark.parametrize("task_loss", ["softmax_loss", "lambda_loss"])
-def test_the_tokens_loss_joins_every_task_loss(tiny, task_loss):
+def test_the_list_token_loss_is_added_to_every_task_loss(tiny, task_loss):
     model, lists = tiny.model("pear", task_loss=task_loss, list_loss_weight=2), tiny.lists((6, 4, 1, 5))
     output = model(**lists)
     of_lists = []
@@ -197,14 +197,14 @@ def test_the_tokens_loss_joins_every_task_loss(tiny, task_loss):
     assert output.loss.item() == pytest.approx(items_alone + 2 * np.mean(of_lists), abs=1e-5)
 
 
-def test_a_batch_of_padding_has_no_loss(tiny):
+def test_a_batch_of_padding_has_zero_loss(tiny):
     lists = tiny.lists((0, 0))
     output = tiny.model("pear")(**lists)
     assert output.loss == 0
     assert output.list_logits.isfinite().all()
 
 
-def test_states_lead_to_the_scores(tiny):
+def test_scores_follow_from_the_last_hidden_states(tiny):
     model, lists = tiny.model("pear", output_hidden_states=True), tiny.lists()
     output = model(**lists)
     assert [state.shape for state in output.hidden_states] == [(4, 7, 8)] * 3
@@ -214,7 +214,7 @@ def test_states_lead_to_the_scores(tiny):
     torch.testing.assert_close(token, output.list_logits, atol=1e-6, rtol=0)
 
 
-def test_parameters_counted_by_hand(tiny):
+def test_parameter_count_matches_written_out_arithmetic(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number, and the user's 5."""
     tables, positions, scorer = 3 * 20 * 4, 8 * 8, 8 + 1
     features = (18 * 8 + 8) + (8 * 8 + 8)
@@ -227,8 +227,8 @@ def test_parameters_counted_by_hand(tiny):
     assert tiny.model("pear").num_parameters() == alone + history
 
 
-def test_published_sizes():
-    """500 wide, 1 or 2 heads, dropout 0.1; the benchmark has no PEAR, its widths are 64 and it keeps 0.8."""
+def test_presets_have_the_published_sizes():
+    """500 wide, 1 or 2 heads, dropout 0.1; the benchmark has no PEAR but uses widths of 64 and dropout 0.2."""
     paper, ad, prm = (PEARConfig.presets[name] for name in ("paper", "librerank-ad", "librerank-prm"))
     assert (
         paper["feature_hidden_size"],

@@ -1,24 +1,24 @@
-"""PRM against its equations, written out in plain loops over one list, and against arithmetic by hand."""
+"""PRM against its equations, written out in plain loops over one list, and written-out arithmetic."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from by_hand import Weights, encoder_block, item_vectors, linear, rows_of, stirred, under
+from by_hand import Weights, encoder_block, item_vectors, linear, randomize_weights, rows_of, weights_of_part
 
 from hf_rerank.models.prm import PRMConfig, PRMForReranking
 
 
 def prm_scores(w: Weights, config: PRMConfig, row) -> tuple[list[float], list[np.ndarray]]:
-    """Scores of one list of real items only, from the paper's equations, and each block's attention [heads, L, L]."""
+    """Scores of one list without padding, from the paper's equations, and each block's attention [heads, L, L]."""
     items = item_vectors(w, row)
     if config.position_input == "embedding":
         items = [x + w["positions.weight"][place] for x, place in zip(items, row["position_ids"], strict=True)]
     items = [linear(w, "projection", x) for x in items]
     attentions = []
     for b in range(config.num_hidden_layers):
-        items, weights = encoder_block(under(w, f"blocks.{b}."), items, config.num_attention_heads)
+        items, weights = encoder_block(weights_of_part(w, f"blocks.{b}."), items, config.num_attention_heads)
         attentions.append(weights)
     return [linear(w, "scorer", x).item() for x in items], attentions
 
@@ -34,7 +34,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_follow_the_equations(tiny, shape):
     model, lists = tiny.model("prm", **shape), tiny.lists((6, 4, 1, 5))
-    weights = stirred(model)
+    weights = randomize_weights(model)
     logits = model(**lists).logits.detach().numpy()
     for number, mask, row in rows_of(lists):
         expected, _ = prm_scores(weights, model.config, row)
@@ -43,10 +43,10 @@ def test_scores_follow_the_equations(tiny, shape):
 
 
 def test_attention_weights_follow_the_equations(tiny):
-    """Configured before the model, as well as after it; kept by saving."""
+    """Attention weights and hidden states are returned if the config requests them."""
     model = tiny.model("prm", num_hidden_layers=2, output_attentions=True, output_hidden_states=True)
     lists = tiny.lists((6, 4, 1, 5))
-    weights = stirred(model)
+    weights = randomize_weights(model)
     output = model(**lists)
     assert [attention.shape for attention in output.attentions] == [(4, 2, 6, 6)] * 2
     assert [state.shape for state in output.hidden_states] == [(4, 6, 8)] * 3
@@ -57,7 +57,7 @@ def test_attention_weights_follow_the_equations(tiny):
             np.testing.assert_allclose(real, expected[block], atol=1e-5)
 
 
-def test_states_lead_to_the_scores(tiny):
+def test_scores_follow_from_the_last_hidden_states(tiny):
     model, lists = tiny.model("prm", output_hidden_states=True), tiny.lists()
     output = model(**lists)
     scores = model.scorer(output.hidden_states[-1]).squeeze(-1)
@@ -65,7 +65,7 @@ def test_states_lead_to_the_scores(tiny):
     assert output.attentions is None
 
 
-def test_attention_is_asked_for_with_eager(tiny, tmp_path):
+def test_output_attentions_requires_eager_attention(tiny, tmp_path):
     model = tiny.model("prm", output_attentions=True)
     model.save_pretrained(tmp_path)
     loaded = PRMForReranking.from_pretrained(tmp_path)
@@ -75,10 +75,10 @@ def test_attention_is_asked_for_with_eager(tiny, tmp_path):
         tiny.model("prm").config.output_attentions = True
 
 
-def test_own_loss_by_hand(tiny):
-    """-sum_i y_i log softmax(s)_i over the list, labels not normalised, then the mean over lists with an item."""
+def test_own_loss_matches_written_out_arithmetic(tiny):
+    """-sum_i y_i log softmax(s)_i over the list, labels not normalized; mean over lists with an item."""
     lists = tiny.lists((6, 4, 1, 5, 0))
-    lists["labels"][0, :6] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.0, 0.0])  # three items clicked, one of them bought
+    lists["labels"][0, :6] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.0, 0.0])  # three clicked items, one of them bought
     lists["labels"][1, :4] = 0.0
     model = tiny.model("prm", task_loss="own")
     output = model(**lists)
@@ -94,8 +94,8 @@ def test_own_loss_by_hand(tiny):
     assert model.config.task_loss_name == "softmax_loss"
 
 
-def test_without_positions_it_is_equivariant(tiny):
-    """``position_input="none"``: items moved alone, P staying where it is, take their scores with them."""
+def test_without_positions_scores_are_permutation_equivariant(tiny):
+    """``position_input="none"``: permuting the items, with P unchanged, permutes their scores."""
     model, lists = tiny.model("prm", position_input="none"), tiny.lists((6, 6, 6, 6))
     slots = torch.tensor([3, 0, 5, 1, 4, 2])
     moved = {column: lists[column][:, slots] for column in ("item_categorical", "item_dense", "item_vectors")}
@@ -103,7 +103,7 @@ def test_without_positions_it_is_equivariant(tiny):
     torch.testing.assert_close(model(**{**lists, **moved}).logits, expected, atol=1e-6, rtol=0)
 
 
-def test_an_item_changes_the_scores_of_the_others(tiny):
+def test_an_item_changes_the_scores_of_all_others(tiny):
     model, lists = tiny.model("prm"), tiny.lists((6,))
     other = {**lists, "item_dense": lists["item_dense"].clone()}
     other["item_dense"][0, 0] += 1
@@ -111,7 +111,7 @@ def test_an_item_changes_the_scores_of_the_others(tiny):
     assert (changed > 1e-4).all()
 
 
-def test_parameters_counted_by_hand(tiny):
+def test_parameter_count_matches_written_out_arithmetic(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
     tables = 3 * 20 * 4
     positions = 8 * 18
@@ -125,7 +125,7 @@ def test_parameters_counted_by_hand(tiny):
     assert wide - 1009 == 3 * 2 * (8 + 1) + 2 * 8
 
 
-def test_the_paper_and_the_authors_sizes():
+def test_preset_has_the_paper_sizes_and_defaults_are_those_of_the_authors():
     """Four blocks of three heads, width 64; and, as default, two blocks of one head, inner width 128."""
     paper, default = PRMConfig.presets["paper"], PRMConfig()
     assert (paper["num_hidden_layers"], paper["num_attention_heads"], default.hidden_size, paper["task_loss"]) == (

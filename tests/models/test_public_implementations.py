@@ -1,18 +1,19 @@
-"""PRM and SetRank give the scores of a public PyTorch implementation, from the same weights.
+"""PRM and SetRank give the same scores as a public PyTorch implementation with the same weights.
 
 The scores are those of github.com/THUwangcy/ReChorus (commit e58d752), classes ``PRMGeneral`` and ``SetRankGeneral``,
 run outside this project: each file holds weights drawn at random, three lists of different length, and the scores of
-the real items in evaluation mode. What these classes read of a base ranker, its vectors of user and item, are item
+the real items in evaluation mode. The user and item vectors that these classes read from a base ranker are item
 vectors here.
 
 PRM: no difference. SetRank, with and without inducing points: one intended difference.
 
-- Items enter our encoder through a ReLU layer, as in the code of SetRank's authors; theirs is linear. In the cases
-  ``..._projection_above_0`` the layer's outputs are all positive, and the scores are those of their code as it is. In
-  ``..._with_relu_after_projection`` their model got a ReLU there, and nothing else.
+- Items enter this library's encoder through a ReLU layer, as in the code of SetRank's authors; in ReChorus it is
+  linear. In the cases ``..._projection_above_0``, the layer's outputs are all positive, and the scores are those of
+  the unmodified code. For ``..._with_relu_after_projection``, only a ReLU was added to the ReChorus model.
 
-What scores in evaluation mode do not show, and differs too: they have dropout inside the feed-forward layer and on
-attention weights, we on the encoder's input; at padding they return scores of no meaning, we the lowest finite number.
+Two further differences do not affect scores in evaluation mode: ReChorus has dropout inside the feed-forward layer
+and on attention weights, this library on the encoder's input; at padding, ReChorus returns meaningless scores, this
+library the lowest finite number.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CASES = [
     ("setrank", "imsab_projection_above_0"),
     ("setrank", "msab_with_relu_after_projection"),
 ]
-# A part of the names in the files -> that of our parameters.
+# Part of a parameter name in the files -> the name in this library.
 NAMES = {
     "item_table": "item_embedding.item_tables.0.weight",
     "position_table": "positions.weight",
@@ -59,12 +60,12 @@ def model_with_weights(name: str, config: dict[str, Any], weights: dict[str, Any
         for theirs, renamed in NAMES.items():
             key = key.replace(theirs, renamed)
         ours[key] = torch.tensor(values)
-    model.load_state_dict(ours)  # strict: every parameter is there, and no other
+    model.load_state_dict(ours)  # strict: exactly the model's parameters
     return model
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_scores_are_those_of_rechorus(name: str, case: str) -> None:
+def test_scores_equal_those_of_rechorus(name: str, case: str) -> None:
     saved = read_case(name, case)
     model = model_with_weights(name, saved["config"], saved["weights"])
     inputs = {key: torch.tensor(values) for key, values in saved["inputs"].items()}
@@ -77,8 +78,8 @@ def test_scores_are_those_of_rechorus(name: str, case: str) -> None:
     torch.testing.assert_close(scores[mask], expected, rtol=0.0, atol=1e-5)
 
 
-def test_setrank_differs_by_the_relu_alone() -> None:
-    """Where their model got a ReLU, the ReLU matters: it cuts off values of real items."""
+def test_setrank_relu_affects_the_scores() -> None:
+    """In the case with an added ReLU, the ReLU matters: it clips values of real items."""
     saved = read_case("setrank", "msab_with_relu_after_projection")
     model = model_with_weights("setrank", saved["config"], saved["weights"])
     inputs = {key: torch.tensor(values) for key, values in saved["inputs"].items()}

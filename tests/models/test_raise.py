@@ -1,4 +1,4 @@
-"""RAISE against its equations, written out in plain loops over one list; and who takes part in its mixtures."""
+"""RAISE against its equations, written out in plain loops over one list; and what its mixture weights depend on."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from by_hand import (
     Weights,
     attention,
+    finish_block,
     history_vectors,
     item_vectors,
     linear,
-    rest_of_block,
+    randomize_weights,
     rows_of,
     softmax,
-    stirred,
-    under,
     user_vector,
+    weights_of_part,
     with_histories,
 )
 
@@ -37,8 +37,8 @@ def pooled(vectors: list[np.ndarray], affinities: list[float], width: int) -> np
     return sum(weight * vector for weight, vector in zip(softmax(affinities), vectors, strict=True))
 
 
-def mixture(w: Weights, config: RAISEConfig, row, items: list[np.ndarray]) -> np.ndarray:
-    """The weights of the mixtures of one list, [blocks, 3, T], from its items [L][hidden_size] without positions."""
+def mixture_weights(w: Weights, config: RAISEConfig, row, items: list[np.ndarray]) -> np.ndarray:
+    """Mixture weights of one list, [blocks, 3, T], from its items [L][hidden_size] without positions."""
     known = []
     if config.history_vocab_sizes:
         vectors = history_vectors(w, row, "intention.history_embedding.")
@@ -57,15 +57,15 @@ def mixture(w: Weights, config: RAISEConfig, row, items: list[np.ndarray]) -> np
 
 
 def raise_scores(w: Weights, config: RAISEConfig, row) -> tuple[list[float], list[np.ndarray], np.ndarray]:
-    """Scores of one list's real items, each block's attention weights [heads, L, L], and the mixtures' weights."""
+    """Scores of one list's real items, each block's attention weights [heads, L, L], and the mixture weights."""
     vectors, width = item_vectors(w, row), config.hidden_size
-    pi = mixture(w, config, row, [linear(w, "projection", x) for x in vectors])
+    pi = mixture_weights(w, config, row, [linear(w, "projection", x) for x in vectors])
     if config.position_input == "embedding":
         vectors = [x + w["positions.weight"][place] for x, place in zip(vectors, row["position_ids"], strict=True)]
     items = [linear(w, "projection", x) for x in vectors]
     attentions = []
     for b in range(config.num_hidden_layers):
-        block = under(w, f"blocks.{b}.")
+        block = weights_of_part(w, f"blocks.{b}.")
         projected = []
         for part in range(3):  # query, key, value
             rows, matrix, bias = slice(part * width, (part + 1) * width), 0.0, 0.0
@@ -74,7 +74,7 @@ def raise_scores(w: Weights, config: RAISEConfig, row) -> tuple[list[float], lis
                 bias = bias + pi[b, part, t] * block[f"mixtures.{t}.bias"][rows]
             projected.append([matrix @ x + bias for x in items])
         joined, weights = attention(*projected, config.num_attention_heads)
-        items = rest_of_block(block, items, joined)
+        items = finish_block(block, items, joined)
         attentions.append(weights)
     return [linear(w, "scorer", x).item() for x in items], attentions, pi
 
@@ -100,7 +100,7 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, num_mixtures, know
     lists = with_histories(tiny.lists((6, 4, 1, 5)), (3, 0, 1, 2))
     if known == "history":
         lists = without_user(lists)
-    weights = stirred(model)
+    weights = randomize_weights(model)
     output = model(**lists)
     for number, mask, row in rows_of(lists):
         expected, attentions, _ = raise_scores(weights, model.config, row)
@@ -110,19 +110,19 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, num_mixtures, know
         for found, by_hand in zip(output.attentions, attentions, strict=True):
             real = found[number].detach().numpy()[:, mask]
             np.testing.assert_allclose(real[:, :, mask], by_hand, atol=1e-5)
-            assert not real[:, :, ~mask].any(), "nothing looks at padding"
+            assert not real[:, :, ~mask].any(), "padding is not attended to"
 
 
-def mixtures_of(model, lists) -> torch.Tensor:
-    """The weights of the mixtures as the model finds them, [B, blocks, 3, T]."""
+def model_mixture_weights(model, lists) -> torch.Tensor:
+    """The model's mixture weights, [B, blocks, 3, T]."""
     return model.embed(ListBatch(**lists))["mixture"]
 
 
-def test_weights_of_the_mixtures(tiny):
-    """As by hand; they sum to 1, and differ between blocks, between query, key and value, and between lists."""
+def test_mixture_weights_follow_the_equations_and_differ(tiny):
+    """They sum to 1, and differ between blocks, between query, key and value, and between lists."""
     model, lists = tiny.model("raise", num_mixtures=4), with_histories(tiny.lists((6, 4, 1, 5)), (3, 0, 1, 2))
-    weights = stirred(model)
-    found = mixtures_of(model, lists).detach()
+    weights = randomize_weights(model)
+    found = model_mixture_weights(model, lists).detach()
     assert found.shape == (4, 2, 3, 4)
     torch.testing.assert_close(found.sum(-1), torch.ones(4, 2, 3), atol=1e-6, rtol=0)
     assert (found > 0).all()
@@ -135,14 +135,14 @@ def test_weights_of_the_mixtures(tiny):
 
 
 @pytest.mark.parametrize("num_mixtures", [1, 4])
-def test_the_history_acts_through_the_mixtures(tiny, num_mixtures):
-    """Users with the same features and the same list, but different histories: only T > 1 tells them apart."""
+def test_history_acts_only_through_the_mixtures(tiny, num_mixtures):
+    """Users with the same features and the same list, but different histories: only T > 1 distinguishes them."""
     model = tiny.model("raise", num_mixtures=num_mixtures)
-    stirred(model)
+    randomize_weights(model)
     lists = {column: values[:1].repeat(2, *[1] * (values.dim() - 1)) for column, values in tiny.lists((6,)).items()}
     lists["history_mask"] = torch.ones(2, 3, dtype=torch.bool)
     lists["history_categorical"] = torch.tensor([[[2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11], [12, 13]]])
-    one, other = mixtures_of(model, lists)
+    one, other = model_mixture_weights(model, lists)
     differ = (one - other).abs().max()
     scores = model(**lists).logits
     if num_mixtures == 1:
@@ -153,10 +153,10 @@ def test_the_history_acts_through_the_mixtures(tiny, num_mixtures):
         assert (scores[0] - scores[1]).abs().max() > 1e-2
 
 
-def test_one_matrix_is_a_plain_encoder(tiny):
-    """T = 1 against ``EncoderBlock``, which PRM stacks, with the same weights."""
+def test_a_single_mixture_is_a_plain_encoder(tiny):
+    """T = 1 equals PRM's stack of ``EncoderBlock`` with the same weights."""
     model, lists = tiny.model("raise", num_mixtures=1, output_attentions=True), tiny.lists((6, 4, 1, 5, 0))
-    stirred(model)
+    randomize_weights(model)
     plain = tiny.model("prm", num_hidden_layers=2, output_attentions=True)
     assert all(type(block) is EncoderBlock for block in plain.blocks)
     renamed = {name.replace("mixtures.0", "query_key_value"): value for name, value in model.state_dict().items()}
@@ -170,54 +170,56 @@ def test_one_matrix_is_a_plain_encoder(tiny):
 
 
 @pytest.mark.parametrize("known", ["both", "user", "history"])
-def test_nothing_is_faked(tiny, known):
-    """Empty histories, a list of padding only: finite, and garbage at their padding changes nothing."""
+def test_empty_histories_and_lists_give_finite_scores(tiny, known):
+    """Also for a list of padding only; garbage at history padding changes nothing."""
     options = {"both": {}, "user": NO_HISTORY, "history": NO_USER}[known]
     model, lists = tiny.model("raise", **options), tiny.lists((6, 4, 0))
-    stirred(model)
+    randomize_weights(model)
     if known == "history":
         lists = without_user(lists)
     lists["history_mask"] = torch.zeros_like(lists["history_mask"])
     expected = model(**lists)
     assert expected.logits.isfinite().all()
-    assert mixtures_of(model, lists).isfinite().all()
+    assert model_mixture_weights(model, lists).isfinite().all()
     garbage = {**lists, "history_dense": torch.full_like(lists["history_dense"], 1e3)}
     garbage["history_categorical"] = torch.full_like(lists["history_categorical"], 7)
     torch.testing.assert_close(model(**garbage).logits, expected.logits, atol=1e-6, rtol=0)
 
 
-def test_the_intention_does_not_depend_on_the_order(tiny):
-    """It is found once for all passes; the items are a set to it, the history too."""
+def test_the_intention_does_not_depend_on_item_or_history_order(tiny):
+    """It is computed once for all passes, and treats items and history as sets."""
     model, lists = tiny.model("raise", num_mixtures=4).double(), tiny.lists((6, 6))
-    stirred(model)
+    randomize_weights(model)
     lists = {name: values.double() if values.is_floating_point() else values for name, values in lists.items()}
     slots = [3, 0, 5, 1, 4, 2]
     moved = {
         name: values[:, slots] if name.startswith("item") else values.flip(1) if "history" in name else values
         for name, values in lists.items()
     }
-    torch.testing.assert_close(mixtures_of(model, moved), mixtures_of(model, lists), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model_mixture_weights(model, moved), model_mixture_weights(model, lists), atol=1e-12, rtol=0
+    )
 
 
-def of_schema(**parts):
+def fitted_schema(**parts):
     schema = ListSchema(items=[Categorical("item"), Dense("price")], **parts)
     row = {"item": [1, 2], "price": [1.0, 2.0], "gender": 0, "minutes": 3.0, "seen": [1, 2], "ago": [1.0, 2.0]}
     return ListProcessor.from_lists(pa.Table.from_pylist([{**row, "click": [0, 1]}] * 2), schema=schema).schema
 
 
-def test_lists_that_say_nothing_of_the_user_are_refused():
-    """When the config is made, with what to do; any one feature of user or history is enough."""
+def test_a_schema_without_user_and_history_features_is_rejected():
+    """The error is raised with the config and says what to do; any one user or history feature is enough."""
     with pytest.raises(InputError, match=r"RAISE.*neither user nor history features: add some, or choose .*PRM"):
-        RAISEConfig.for_schema(of_schema())
+        RAISEConfig.for_schema(fitted_schema())
     with pytest.raises(InputError, match=r"RAISE.*neither user nor history"):
-        RAISEConfig.preset("paper", of_schema())
+        RAISEConfig.preset("paper", fitted_schema())
     for parts in (
         {"user": [Categorical("gender")]},
         {"user": [Dense("minutes")]},
         {"history": [Categorical("seen", shares="item")]},
         {"history": [Dense("ago")]},
     ):
-        assert RAISEConfig.for_schema(of_schema(**parts)).num_mixtures == 4
+        assert RAISEConfig.for_schema(fitted_schema(**parts)).num_mixtures == 4
     assert RAISEConfig().item_vocab_sizes == []
 
 
@@ -227,7 +229,7 @@ def test_own_loss_is_the_binary_log_loss(tiny):
     assert torch.equal(own, binary)
 
 
-def test_states_lead_to_the_scores(tiny):
+def test_scores_follow_from_the_last_hidden_states(tiny):
     model, lists = tiny.model("raise", output_hidden_states=True), tiny.lists()
     output = model(**lists)
     assert [state.shape for state in output.hidden_states] == [(4, 6, 8)] * 3
@@ -235,7 +237,7 @@ def test_states_lead_to_the_scores(tiny):
     assert torch.equal(scores[lists["mask"]], output.logits[lists["mask"]])
 
 
-def test_parameters_counted_by_hand(tiny):
+def test_parameter_count_matches_written_out_arithmetic(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number; T = 2, two blocks."""
     tables, positions, projection, scorer = 3 * 20 * 4, 8 * 18, 18 * 8 + 8, 8 + 1
     rest = (8 * 8 + 8) + 2 * 8 + (8 * 8 + 8) + (8 * 8 + 8) + 2 * 8
@@ -248,8 +250,8 @@ def test_parameters_counted_by_hand(tiny):
     assert third == 2 * (8 * 24 + 24) + (8 + 1) * 2 * 3
 
 
-def test_published_sizes():
-    """32 wide, T among 1, 2, 4, 8, 10; the benchmark has no RAISE, its widths are 64 and it keeps 0.8."""
+def test_presets_have_the_published_sizes():
+    """32 wide, T among 1, 2, 4, 8, 10; the benchmark has no RAISE but uses widths of 64 and dropout 0.2."""
     paper, ad, prm = (RAISEConfig.presets[name] for name in ("paper", "librerank-ad", "librerank-prm"))
     assert paper["hidden_size"] == 32
     assert RAISEConfig().num_mixtures in (1, 2, 4, 8, 10)

@@ -1,4 +1,4 @@
-"""Features relative to the list: against values worked out by hand, and properties."""
+"""Features relative to the list: written-out values, and properties."""
 
 import pyarrow as pa
 import pytest
@@ -10,7 +10,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
 
-def test_each_form_by_hand():
+def test_relative_features_match_written_out_arithmetic():
     # 1, 4, 4, 7 (mean 4): ranks (below - above) / 3; the last slot is padding whose value is not read.
     values = torch.tensor([[[1.0], [4.0], [4.0], [7.0], [1e30]]])
     mask = torch.tensor([[True, True, True, True, False]])
@@ -20,7 +20,7 @@ def test_each_form_by_hand():
     assert found[0, :, 2].tolist() == [-6.0, -3.0, -3.0, 0.0, 0.0]
 
 
-def test_what_all_items_share_gives_zero_and_so_do_one_item_and_none():
+def test_constant_values_single_items_and_empty_lists_give_zero():
     shared = compute_relative_features(torch.full((1, 3, 2), 5.0), torch.ones(1, 3, dtype=torch.bool))
     assert shared.tolist() == torch.zeros(1, 3, 6).tolist()
     for mask in ([[True, False]], [[False, False]]):
@@ -55,7 +55,7 @@ def features(kind, **options):
 
 
 @pytest.mark.parametrize("kind", list(RERANKERS))
-def test_every_model_reads_them_and_padding_has_no_effect(kind):
+def test_every_model_reads_relative_features_and_ignores_padding(kind):
     changed = model(kind, relative_features=True)
     tensors = features(kind)
     scores = changed(**tensors).logits
@@ -63,26 +63,26 @@ def test_every_model_reads_them_and_padding_has_no_effect(kind):
     other["item_dense"][~tensors["mask"]] = 1e6
     other["initial_scores"][~tensors["mask"]] = -1e6
     assert torch.equal(changed(**other).logits[tensors["mask"]], scores[tensors["mask"]])
-    # One item's number changes what the items beside it look like, also to a model of single items.
+    # One item's number changes the relative features of the others, also in a pointwise model.
     other["item_dense"][0, 0] += 3.0
     assert not torch.equal(changed(**other).logits[0, 1:], scores[0, 1:])
 
 
-def test_they_do_not_depend_on_the_given_order():
+def test_relative_features_do_not_depend_on_the_given_order():
     changed = model(relative_features=True, position_input="none")
     tensors = features("prm")
     turned = {**tensors, "position_ids": tensors["position_ids"].flip(-1)}
     assert torch.equal(changed(**turned).logits, changed(**tensors).logits)
 
 
-def test_the_width_of_an_item_grows_by_three_forms_of_each_number():
+def test_item_width_grows_by_three_relative_features_per_number():
     plain = model(relative_features=False).item_embedding.item_width
     assert model(relative_features=True).item_embedding.item_width == plain + 3 * 2
     with_score = model(relative_features=True, initial_score="feature").item_embedding.item_width
     assert with_score == plain + 1 + 3 * 3
 
 
-def test_many_comparisons_are_made_in_parts(monkeypatch):
+def test_comparing_items_in_chunks_changes_nothing(monkeypatch):
     values, mask = torch.randn(2, 5, 7), torch.arange(5) < torch.tensor([[5], [3]])
     whole = compute_relative_features(values, mask)
     monkeypatch.setattr("hf_rerank.models.embeddings._COMPARISONS", 1)
@@ -90,7 +90,7 @@ def test_many_comparisons_are_made_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", list(RERANKERS))
-def test_presets_stay_as_published(kind):
+def test_presets_do_not_use_relative_features(kind):
     schema = ListSchema(items=[Categorical("item"), Dense("price")], user=[Dense("age")])
     table = pa.table({"item": [[1, 1]], "price": [[1.0, 2.0]], "age": [3.0]})
     processor = ListProcessor.from_lists(table, schema=schema)

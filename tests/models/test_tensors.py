@@ -1,4 +1,4 @@
-"""The table of tensors is what ``forward`` takes and what batches hold; a new kind of column needs nothing else."""
+"""``forward`` and batches follow the table of tensors; a new kind of column needs nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_rerank.schema import AFTER_THE_ITEMS, FEATURE_TENSORS, MODEL_TENSORS, TE
 from hf_rerank.training.encoded_cache import CachedLists
 from hf_rerank.training.encoded_lists import EncodedLists, collate
 
-# As the design lists them: axes, dtype, what stands at padding.
+# Name -> axes, dtype, padding value.
 TABLE = {
     "item_categorical": ("B L Fc", "int64", 0),
     "item_dense": ("B L Fd", "float32", 0),
@@ -61,8 +61,8 @@ SCHEMA = ListSchema(
 LENGTHS, HISTORIES, NAMES = (3, 1, 4), (2, 0, 3), ("a", "long name", "ü")
 
 
-def made_rows() -> list[dict[str, Any]]:
-    """Lists of 3, 1 and 4 items; every number is one that padding does not hold."""
+def make_rows() -> list[dict[str, Any]]:
+    """Lists of 3, 1 and 4 items; no number equals a padding value."""
     draw = np.random.default_rng(0)
     return [
         {
@@ -85,7 +85,7 @@ def made_rows() -> list[dict[str, Any]]:
     ]
 
 
-ROWS = made_rows()
+ROWS = make_rows()
 TO_RANK = [{name: values for name, values in row.items() if name != "click"} for row in ROWS]
 
 
@@ -97,7 +97,7 @@ def processor() -> ListProcessor:
 # ----------------------------------------------------------------------------------------------------------- the table
 
 
-def test_forward_takes_the_tensors_of_the_table_in_its_order() -> None:
+def test_forward_takes_the_tensors_in_the_order_of_the_table() -> None:
     parameters = inspect.signature(PreTrainedReranker.forward).parameters
     assert list(parameters) == ["self", *MODEL_TENSORS, "objective"]
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
@@ -108,17 +108,17 @@ def test_forward_takes_the_tensors_of_the_table_in_its_order() -> None:
         assert model.forward is PreTrainedReranker.forward
 
 
-def test_the_table_is_that_of_the_design() -> None:
+def test_the_table_has_the_expected_axes_dtypes_and_padding() -> None:
     assert {name: (" ".join(spec.axes), spec.dtype, spec.fill) for name, spec in TENSORS.items()} == TABLE
     assert [name for name, spec in TENSORS.items() if spec.required] == ["item_categorical", "mask", "position_ids"]
     assert list(FEATURE_TENSORS) == list(TABLE)[:11]
     assert list(MODEL_TENSORS) == [*FEATURE_TENSORS, "labels", "weights", "propensities"]
 
 
-def test_batches_hold_what_the_table_says(processor: ListProcessor) -> None:
-    """Every tensor of it: number and sizes of axes, dtype, and what stands at padding."""
+def test_batches_match_the_table(processor: ListProcessor) -> None:
+    """Every tensor: number and sizes of axes, dtype, and padding value."""
     batch = RerankCollator(processor, all_tensors=True)(ROWS)
-    assert batch.keys() == TABLE.keys() - {"cut_labels"}  # their column is not named in this schema
+    assert batch.keys() == TABLE.keys() - {"cut_labels"}  # this schema names no such column
     sizes = {"B": 3, "L": 4, "H": 3, "W": 9, "Fc": 1, "Fd": 2, "Fv": 3, "Uc": 1, "Ud": 1, "Hc": 1, "Hd": 1}
     assert processor.schema.axis_sizes().items() <= sizes.items()
     counts = {"L": LENGTHS, "H": HISTORIES, "W": [len(name.encode()) for name in NAMES]}
@@ -132,14 +132,14 @@ def test_batches_hold_what_the_table_says(processor: ListProcessor) -> None:
                 assert padding.tolist() == list(range(count, 4))
             else:
                 assert (padding == fill).all(), name
-            if name not in ("item_dense", "labels"):  # which hold a 0 of their own
+            if name not in ("item_dense", "labels"):  # which contain real zeros
                 assert (tensor[row, :count] != padding.new_tensor(-1 if fill == AFTER_THE_ITEMS else fill)).all(), name
     without = RerankCollator(processor)(ROWS)
     assert list(without) == list(MODEL_TENSORS)
     assert all(torch.equal(without[name], batch[name]) for name in without)
 
 
-def test_a_batch_is_a_mapping_of_what_is_there() -> None:
+def test_a_batch_is_a_mapping_of_its_present_tensors() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     batch = ListBatch(item_categorical=torch.zeros(2, 3, 1, dtype=torch.int64), mask=mask)
     assert dict(batch).keys() == {"item_categorical", "mask"}
@@ -152,7 +152,7 @@ def test_a_batch_is_a_mapping_of_what_is_there() -> None:
         assert name not in batch
 
 
-# ----------------------------------------------------------------------- a column that a model reads only if it asks
+# ----------------------------------------------------------------------- a column that only some models read
 
 
 @strict
@@ -161,7 +161,7 @@ class ScoreReaderConfig(RerankerConfig):
 
 
 class ScoreReader(PreTrainedReranker):
-    """A linear model of the item's features and the earlier ranker's score: all that such a model has to write."""
+    """A linear model of the item's features and the initial ranker's score: all the code that such a model needs."""
 
     config: ScoreReaderConfig
 
@@ -195,8 +195,8 @@ def reader(processor: ListProcessor) -> ScoreReader:
     return ScoreReader(ScoreReaderConfig.for_schema(processor.schema, **options))
 
 
-def test_initial_scores_reach_the_model_on_every_way(processor: ListProcessor, tmp_path: Any) -> None:
-    """Dictionaries, arrow, a dataset, a cache on disk, a saved processor: the same numbers, 0 at padding."""
+def test_initial_scores_reach_the_model_from_every_kind_of_input(processor: ListProcessor, tmp_path: Any) -> None:
+    """Dictionaries, Arrow, a dataset, a cache on disk, a saved processor: the same numbers, 0 at padding."""
     expected = torch.zeros(3, 4)
     for row, found in zip(expected, ROWS, strict=True):
         row[: len(found["ranker_score"])] = torch.tensor(found["ranker_score"])
@@ -220,13 +220,13 @@ def test_initial_scores_reach_the_model_on_every_way(processor: ListProcessor, t
     assert torch.equal(collate(encoded)["initial_scores"], expected[[2, 0]])
 
 
-def test_a_model_that_asks_for_initial_scores_trains_and_ranks_by_them(reader, processor, tmp_path) -> None:
+def test_a_model_that_reads_initial_scores_trains_and_ranks_by_them(reader, processor, tmp_path) -> None:
     batch = processor(ROWS)
     reader.train()(**batch).loss.backward()
     assert reader.scorer.weight.grad[0, -1] != 0
     narrow = ScoreReader(reader.config).to(torch.bfloat16)
     narrow.load_state_dict(reader.state_dict())
-    assert narrow(**batch).logits.dtype == torch.bfloat16, "features are float32, whatever the weights are"
+    assert narrow(**batch).logits.dtype == torch.bfloat16, "features are float32, whatever the dtype of the weights"
 
     with torch.no_grad():
         reader.scorer.weight.zero_()
@@ -240,7 +240,7 @@ def test_a_model_that_asks_for_initial_scores_trains_and_ranks_by_them(reader, p
 
 
 @pytest.mark.slow
-def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader, processor, tmp_path) -> None:
+def test_exported_graph_has_initial_scores_as_an_input_if_it_reads_them(reader, processor, tmp_path) -> None:
     reranker = Reranker(processor, reader)
     export_onnx(reranker, tmp_path / "graph")
     exported = Reranker.from_pretrained(tmp_path / "graph")
@@ -276,24 +276,24 @@ def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader
     ],
     ids=["missing", "null", "ragged", "infinite", "text", "one"],
 )
-def test_training_needs_the_column_that_the_schema_names(processor, wrong: Any, message: str) -> None:
+def test_missing_or_wrong_initial_scores_are_rejected(processor, wrong: Any, message: str) -> None:
     row = {name: values for name, values in ROWS[0].items() if name != "ranker_score"}
     lists = [row if wrong is None else {**row, "ranker_score": wrong}]
     with pytest.raises(InputError, match=message):
         RerankCollator(processor)(lists)
-    if wrong is not None:  # what is there is checked, asked for or not
+    if wrong is not None:  # a present column is checked, whether required or not
         with pytest.raises(InputError, match=message):
             processor(lists)
 
 
-def test_a_schema_without_it_does_not_look_at_the_column(processor) -> None:
+def test_the_column_is_ignored_if_the_schema_does_not_name_it(processor) -> None:
     plain = ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA.replace(initial_score=None))
     assert "initial_scores" not in plain(ROWS)
     assert "initial_scores" not in plain([{**ROWS[0], "ranker_score": "anything"}])
 
 
 @pytest.mark.parametrize("name", [name for name in RERANKERS if name != "score_reader"])
-def test_models_that_do_not_ask_ignore_it(name: str, processor: ListProcessor) -> None:
+def test_models_that_do_not_read_initial_scores_ignore_them(name: str, processor: ListProcessor) -> None:
     torch.manual_seed(0)
     model = RERANKERS[name][1](RERANKERS[name][0].for_schema(processor.schema, propensity_floor=1.0)).eval()
     batch = processor(ROWS)

@@ -1,4 +1,4 @@
-"""One ragged batch, the objective of it in plain numbers, and a scorer that shows what the objective asks for."""
+"""One ragged batch, its objective in plain numbers, and a scorer that records the calls of the objective."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from hf_rerank.principled import Perturbed, PrincipledObjective, Soft
 QUALITY = [[0.2, 1.0, 0.6, -0.3], [0.5, 0.1, 0.9], [-0.4, 0.3], [0.7]]
 EFFECT = [0.3, -0.6, 0.2, -0.5]
 GIVEN = [[2, 0, 3, 1], [1, 2, 0], [0, 1], [0]]
-# So the scores of the given order are .4, 1.3, .1, -.9; -.1, .3, 1.2; -.1, -.3; 1, and the scorer's own order is
+# The scores of the given order are thus .4, 1.3, .1, -.9; -.1, .3, 1.2; -.1, -.3; 1, and the scorer's own order is
 OWN = [[1, 0, 2, 3], [2, 1, 0], [0, 1], [0]]
-# Given that, it scores -.4, 1.3, .8, -.8; .7, -.5, 1.2; -.1, -.3; 1, and ranks the items
+# Given this order, it scores -.4, 1.3, .8, -.8; .7, -.5, 1.2; -.1, -.3; 1, and ranks the items
 AGAIN = [[2, 0, 1, 3], [1, 2, 0], [0, 1], [0]]
 LABELS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0], [1.0]]
-# What fresh dropout masks add to the scores, here a number for each item.
+# Effect of fresh dropout masks on the scores, here one number per item.
 NOISE = [[0.25, -0.5, 0.125, 0.75], [0.5, -0.125, 0.0], [0.25, 0.5], [-0.25]]
 LISTS = len(QUALITY)
-KEYS = torch.arange(LISTS)  # what the objective takes where no keys are given
+KEYS = torch.arange(LISTS)  # the default keys of the objective
 
 Numbers = list[list[float]]
 
 
-# ------------------------------------------------------------------------------------------- the same in plain numbers
+# -------------------------------------------------------------------------------------- the objective in plain numbers
 
 
 def sigmoid(x: float) -> float:
@@ -53,8 +53,8 @@ def zero_one(positions: list[int]) -> Numbers:
     return [[float(place == position) for place in range(len(positions))] for position in positions]
 
 
-def soft_by_hand(soft: Soft, scores: list[float]) -> Numbers:
-    """[item][place], rows that sum to 1."""
+def expected_soft_positions(soft: Soft, scores: list[float]) -> Numbers:
+    """[item][position], rows that sum to 1."""
     n, t = len(scores), soft.temperature
     apart = [sum(abs(s - other) for other in scores) for s in scores]
     if soft.relaxation == "softsort":
@@ -77,7 +77,7 @@ def base_of(order: Any) -> Any:
 def scores_of(
     objective: PrincipledObjective, perturbed: dict[str, list[list[int]]], quality: Numbers, effect: list[float]
 ) -> dict[str, Numbers]:
-    """The scores of each pass, by list and item; those of lists that a pass leaves out among them."""
+    """The scores of each pass, by list and item, including lists that a pass leaves out."""
 
     def scored(order: Numbers, n: int, noise: float = 0.0) -> list[float]:
         """An item's score is its quality and the mean effect of the positions at which it is given."""
@@ -95,15 +95,15 @@ def scores_of(
             hard = GIVEN[n] if base == "given" else OWN[n]
             order = zero_one(hard)
             if isinstance(base, Soft):
-                soft = soft_by_hand(base, found[first.name][n])
-                if base.straight_through:  # the 0/1 order, which moves as the soft one does
-                    still = soft_by_hand(base, at_first[n])
+                soft = expected_soft_positions(base, found[first.name][n])
+                if base.straight_through:  # the 0/1 order, with the gradient of the soft one
+                    still = expected_soft_positions(base, at_first[n])
                     soft = [
                         [h + x - c for h, x, c in zip(*row, strict=True)]
                         for row in zip(order, soft, still, strict=True)
                     ]
                 order = soft
-            if entry.name in perturbed:  # the item now at a place came from another: the column goes along
+            if entry.name in perturbed:  # the columns move with the perturbed positions
                 moved = perturbed[entry.name][n]
                 order = [[row[hard[moved.index(place)]] for place in range(len(hard))] for row in order]
             rows.append(scored(order, n, noise=float(entry.dropout == "fresh")))
@@ -122,7 +122,7 @@ def comparable(logits: list[float], space: str, task_loss: str) -> list[float]:
 
 
 def task_loss_of(task_loss: str, logits: list[float], labels: list[float]) -> float:
-    """Of one list."""
+    """Task loss of one list."""
     clicks = sum(labels)
     if task_loss == "binary_log_loss":
         return sum(math.log(1 + math.exp(-x if y else x)) for x, y in zip(logits, labels, strict=True)) / len(logits)
@@ -148,14 +148,14 @@ def expected(
     effect: list[float] = EFFECT,
     factors: Callable[[str], float] = lambda term: 1.0,
 ) -> dict[str, float]:
-    """All that the objective returns.
+    """The expected return value of the objective.
 
     Args:
         objective: Its passes and terms are read; ``fraction``, ``warmup`` and ``seed`` are not.
-        perturbed: Name of a perturbed pass -> the positions that it is given, of each list.
-        lists: Those of the later passes.
-        quality, effect: Of the scorer. The constant side of a term, and all rankings, keep those of the module.
-        factors: Of a term's weight.
+        perturbed: Name of a perturbed pass -> the positions that it is given, per list.
+        lists: Lists of the later passes.
+        quality, effect: Those of the scorer. The constant side of a term, and all rankings, use the module's.
+        factors: Factors of the terms' weights.
     """
     passes = scores_of(objective, perturbed, quality, effect)
     constant = scores_of(objective, perturbed, QUALITY, EFFECT)
@@ -193,7 +193,7 @@ def expected(
     return {"loss": loss, **losses}
 
 
-# ------------------------------------------------------------------------------------------------------ the code's run
+# ----------------------------------------------------------------------------------------------- running the objective
 
 
 @dataclass
@@ -206,7 +206,7 @@ class Output:
 
 @dataclass
 class Call:
-    """One call of the scorer: what it was given, for which rows, and whether with dropout masks of its own."""
+    """One call of the scorer: the given orders, the rows, and whether with fresh dropout masks."""
 
     orders: Tensor
     rows: Tensor | None
@@ -214,7 +214,7 @@ class Call:
 
 
 class Scorer:
-    """Quality plus effect, with NaN at padding; ``shift`` moves a whole list by the place of its first item."""
+    """Quality plus effect, with NaN at padding; ``shift`` shifts a whole list by the position of its first item."""
 
     def __init__(self, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> None:
         self.quality = padded(QUALITY, math.nan, dtype).requires_grad_()
@@ -241,7 +241,7 @@ POSITIONS = torch.tensor([row + list(range(len(row), 4)) for row in GIVEN])
 
 
 def run(objective: Any, *, scorer: Scorer | None = None) -> tuple[dict[str, Tensor], Scorer]:
-    """The objective, or one of a step, on the batch above."""
+    """Runs the objective, with or without a step, on the batch above."""
     scorer = Scorer() if scorer is None else scorer
     name = (objective.func if isinstance(objective, functools.partial) else objective).task_loss
     labels = padded(LABELS, -100.0)
@@ -268,7 +268,7 @@ def drawn_lists(scorer: Scorer) -> list[int]:
 
 
 def plain(orders: Tensor, lists: list[int]) -> list[list[int]]:
-    """Positions of these lists without padding, which stands on the last places; other lists as they are given."""
+    """Positions of these lists without padding, which is last; other lists as given."""
     found = [list(row) for row in GIVEN]
     for row, number in zip(orders.tolist(), lists, strict=True):
         real = len(GIVEN[number])
@@ -278,34 +278,34 @@ def plain(orders: Tensor, lists: list[int]) -> list[list[int]]:
     return found
 
 
-def hardened(order: Any) -> Any:
+def with_hard_order(order: Any) -> Any:
     """The same order with ``own`` in place of a soft one."""
     if isinstance(order, Perturbed):
-        return replace(order, of=hardened(order.of))
+        return replace(order, of=with_hard_order(order.of))
     return "own" if isinstance(order, Soft) else order
 
 
 def perturbed_orders(objective: PrincipledObjective, **at: Any) -> dict[str, list[list[int]]]:
-    """What the perturbed pass is given: read off a scorer that is given this pass alone, of the hard order."""
+    """The positions given to the perturbed pass, recorded by a scorer running only this pass, with hard order."""
     found = {}
     first = objective.passes[0]
     for entry in objective.passes:
         if isinstance(entry.order, Perturbed):
-            passes = (first, replace(entry, order=hardened(entry.order)))
+            passes = (first, replace(entry, order=with_hard_order(entry.order)))
             alone = replace(objective, passes=passes, terms=(), task_loss_on=(first.name, entry.name))
             _, scorer = run(alone.at(**{"step": 0, "steps": 8, **at}))
             lists = drawn_lists(scorer)
             found[entry.name] = plain(scorer.calls[-1].orders[-len(lists) :], lists)
-    assert len(found) <= 1, "perturbed passes draw after one another, so that one alone would draw otherwise"
+    assert len(found) <= 1, "perturbed passes draw in sequence, so that a single one would draw differently"
     return found
 
 
-def exchanged(positions: list[int], p: int, q: int) -> tuple[int, ...]:
+def swap_positions(positions: list[int], p: int, q: int) -> tuple[int, ...]:
     return tuple(q if x == p else p if x == q else x for x in positions)
 
 
-def reachable(kind: str, strength: int, positions: list[int]) -> set[tuple[int, ...]]:
-    """All that a perturbation may make of one list, by enumeration."""
+def possible_orders(kind: str, strength: int, positions: list[int]) -> set[tuple[int, ...]]:
+    """All possible results of a perturbation of one list, by enumeration."""
     n = len(positions)
     if n == 1:
         return {tuple(positions)}
@@ -315,7 +315,7 @@ def reachable(kind: str, strength: int, positions: list[int]) -> set[tuple[int, 
         pairs = [(p, q) for p in range(n) for q in range(p + 1, n) if kind == "random_swap" or q == p + 1]
         found = {tuple(positions)}
         for _ in range(strength):
-            found = {exchanged(list(order), p, q) for order in found for p, q in pairs}
+            found = {swap_positions(list(order), p, q) for order in found for p, q in pairs}
         return found
     width, found = min(n, strength + 1), set()
     for start in range(n - width + 1):

@@ -1,4 +1,4 @@
-"""Objectives of every kind, for tests that hold for each."""
+"""Objectives of every kind, for tests that apply to all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def with_terms(name: str, **fields: Any) -> PrincipledObjective:
 
 
 def with_soft(name: str, soft: Soft, **fields: Any) -> PrincipledObjective:
-    """The preset with the soft order in place of the model's own, wherever that stands."""
+    """The preset with the soft order in place of each of the model's own orders."""
 
     def changed(order: Any) -> Any:
         if isinstance(order, Perturbed):

@@ -1,4 +1,4 @@
-"""The consistency loss: against scalar arithmetic, which also gives the gradients."""
+"""The consistency loss and its gradients against scalar arithmetic."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hf_rerank.errors import InputError
 from hf_rerank.principled import consistency_loss
 
-# Two lists of three; their places move by 1, 1, 0 and 2, 0, 2; the last slot of the second is padding in MASK.
+# Two lists of three; their positions move by 1, 1, 0 and 2, 0, 2; the last slot of the second is padding in MASK.
 A, B = [[0.5, 0.25, 1.0], [0.0, 2.0, 1.0]], [[0.0, 0.75, 3.0], [1.0, 5.0, 0.5]]
 P, Q = [[0, 1, 2], [0, 1, 2]], [[1, 0, 2], [2, 1, 0]]
 MASK = [[True, True, True], [True, True, False]]
@@ -25,7 +25,7 @@ REDUCTIONS = ("sum", "mean", "weighted_mean")
 
 
 @pytest.mark.parametrize(("reduction", "masked"), BY_HAND)
-def test_consistency_loss_by_hand(reduction: str, masked: bool) -> None:
+def test_consistency_loss_matches_written_out_arithmetic(reduction: str, masked: bool) -> None:
     mask = torch.tensor(MASK) if masked else None
     loss = consistency_loss(
         torch.tensor(A), torch.tensor(B), torch.tensor(P), torch.tensor(Q), mask=mask, reduction=reduction
@@ -34,22 +34,22 @@ def test_consistency_loss_by_hand(reduction: str, masked: bool) -> None:
 
 
 @pytest.mark.parametrize(("reduction", "masked"), BY_HAND)
-def test_without_positions_every_item_has_the_weight_1(reduction: str, masked: bool) -> None:
-    """Squares of differences: list 0: .25, .25, 4; list 1: 1, 9, and .25 at what the mask calls padding."""
+def test_without_positions_every_item_has_weight_1(reduction: str, masked: bool) -> None:
+    """Squares of differences: list 0: .25, .25, 4; list 1: 1, 9, and .25 in the slot that the mask excludes."""
     expected = {"sum": (4.5 + 10.25 - 0.25 * masked) / 2, "mean": (4.5 / 3 + (5 if masked else 10.25 / 3)) / 2}
     mask = torch.tensor(MASK) if masked else None
     loss = consistency_loss(torch.tensor(A), torch.tensor(B), None, None, mask=mask, reduction=reduction)
     assert loss.item() == pytest.approx(expected["sum" if reduction == "sum" else "mean"])
 
 
-def test_the_papers_sum_is_the_default() -> None:
+def test_the_sum_of_the_paper_is_the_default_reduction() -> None:
     assert consistency_loss(*map(torch.tensor, (A, B, P, Q))).item() == pytest.approx(BY_HAND["sum", False])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, torch.finfo(torch.float32).min])
-def test_padding_is_not_looked_at(reduction: str, garbage: float) -> None:
-    """Neither its scores nor its places, for value and gradient; a third list is nothing but padding."""
+def test_padding_has_no_effect_on_value_and_gradient(reduction: str, garbage: float) -> None:
+    """Neither its scores nor its positions; a third list is all padding."""
     mask = torch.tensor([*MASK, [False] * 3])
     fill = torch.tensor([[0.0] * 3, [0.0, 0.0, garbage], [garbage] * 3])
     scores = [torch.tensor([*values, [7.0] * 3]).where(mask, fill).requires_grad_() for values in (A, B)]
@@ -67,7 +67,7 @@ def test_padding_is_not_looked_at(reduction: str, garbage: float) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_nothing_to_compare(reduction: str) -> None:
+def test_loss_and_gradient_are_zero_without_moved_items(reduction: str) -> None:
     scores = torch.tensor(A, requires_grad=True)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     for other, mask in ((torch.tensor(P), None), (torch.tensor(Q), nothing)):
@@ -77,8 +77,8 @@ def test_nothing_to_compare(reduction: str) -> None:
         assert (gradient == 0).all()
 
 
-def test_dtype() -> None:
-    """Half precision is squared in float32, where 2^-20 does not vanish beside 1; float64 stays."""
+def test_half_precision_is_squared_in_float32() -> None:
+    """In float32, 2^-20 is not lost when added to 1; float64 stays float64."""
     small = torch.tensor([[2.0**-10, 1.0]]).bfloat16()
     moved = torch.tensor([[1, 0]]), torch.tensor([[0, 1]])
     loss = consistency_loss(small, torch.zeros(1, 2).bfloat16(), *moved)
@@ -99,7 +99,7 @@ def test_dtype() -> None:
         ({"positions_b": None}, "positions_a and positions_b: expected both or neither"),
     ],
 )
-def test_consistency_loss_refuses(changes: dict, message: str) -> None:
+def test_wrong_arguments_are_rejected(changes: dict, message: str) -> None:
     arguments = dict(
         zip(("scores_a", "scores_b", "positions_a", "positions_b"), map(torch.tensor, (A, B, P, Q)), strict=True)
     )

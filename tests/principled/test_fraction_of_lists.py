@@ -1,4 +1,4 @@
-"""Later passes over a part of the lists."""
+"""Later passes over a fraction of the lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from objective_by_hand import (
     expected,
     perturbed_orders,
     plain,
-    reachable,
+    possible_orders,
     run,
 )
 from objective_cases import SCALED
@@ -33,8 +33,8 @@ def test_number_of_lists_drawn(fraction: float, count: int) -> None:
     assert [len(call.orders) for call in scorer.calls] == [LISTS + count, count]
 
 
-def test_a_drawn_list_is_perturbed_as_ever() -> None:
-    """At each of 20 steps, as where all lists are drawn; so its draws are its own, not those of its new row."""
+def test_drawn_lists_are_perturbed_as_without_a_fraction() -> None:
+    """At each of 20 steps, so random draws belong to a list and not to its row in the batch."""
     for step in range(20):
         whole = perturbed_orders(SCALED, step=step)["third"]
         _, scorer = run(replace(SCALED, fraction=0.5).at(step=step))
@@ -43,7 +43,7 @@ def test_a_drawn_list_is_perturbed_as_ever() -> None:
         assert [part[number] for number in lists] == [whole[number] for number in lists], step
 
 
-def test_lists_are_drawn_without_looking_at_them() -> None:
+def test_drawn_lists_do_not_depend_on_scores() -> None:
     objective = replace(SCALED, fraction=0.5).at(step=5)
     _, scorer = run(objective)
     other = Scorer()
@@ -55,9 +55,9 @@ def test_lists_are_drawn_without_looking_at_them() -> None:
 
 @pytest.mark.slow
 def test_a_fraction_is_unbiased() -> None:
-    """Over many steps, the mean of a term and of its gradient is that of all lists and all swaps.
+    """Over many steps, the mean of a term and of its gradient equals that over all lists and all swaps.
 
-    With f = .375 of four lists two are drawn: dividing their sum by f * 4 = 1.5 would be a third too much.
+    With f = .375, two of four lists are drawn: dividing their sum by f * 4 = 1.5 would give a third too much.
     """
     steps, objective = 400, replace(SCALED, fraction=0.375)
     terms = ("convergence_loss", "adversarial_loss")
@@ -73,10 +73,10 @@ def test_a_fraction_is_unbiased() -> None:
             drawn[number] += 1
     assert all(abs(count - steps / 2) < 4 * math.sqrt(steps / 4) for count in drawn)
 
-    # All lists and, list by list, all swaps of neighbours.
+    # All lists and, for each list, all swaps of adjacent items.
     alone = []
     for number in range(LISTS):
-        swaps = sorted(reachable("adjacent_swap", 1, GIVEN[number]))
+        swaps = sorted(possible_orders("adjacent_swap", 1, GIVEN[number]))
         others = [{"third": [list(swap) if number == n else row for n, row in enumerate(GIVEN)]} for swap in swaps]
         alone.append([expected(SCALED, perturbed, [number]) for perturbed in others])
 

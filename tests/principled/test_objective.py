@@ -38,8 +38,8 @@ from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
 from hf_rerank.principled import PRESETS, PrincipledObjective, Soft
 
 
-def test_the_batch_tells_all_orders_apart() -> None:
-    """The orders above are what the arithmetic gives, without ties; perturbed ones differ from all of them."""
+def test_the_orders_of_the_batch_are_correct_and_distinct() -> None:
+    """The orders follow from the scores, without ties; perturbed orders differ from all of them."""
     for orders, ranked in ((GIVEN, OWN), (OWN, AGAIN)):
         scores = [[q + EFFECT[p] for q, p in zip(*row, strict=True)] for row in zip(QUALITY, orders, strict=True)]
         assert [ranking(row) for row in scores] == ranked
@@ -50,7 +50,7 @@ def test_the_batch_tells_all_orders_apart() -> None:
 
 
 @EVERY_CASE
-def test_values(objective: PrincipledObjective) -> None:
+def test_loss_terms_match_plain_arithmetic(objective: PrincipledObjective) -> None:
     losses, scorer = run(objective)
     lists = drawn_lists(scorer)
     written_out = expected(objective, perturbed_orders(objective), lists)
@@ -64,8 +64,8 @@ def test_values(objective: PrincipledObjective) -> None:
 
 
 @EVERY_CASE
-def test_gradients(objective: PrincipledObjective) -> None:
-    """Central differences of the arithmetic; hard orders and the constant side of a term do not move."""
+def test_gradients_match_central_differences(objective: PrincipledObjective) -> None:
+    """Central differences of the plain arithmetic; hard orders and the constant side of a term are kept fixed."""
     losses, scorer = run(objective)
     losses["loss"].backward()
     lists, perturbed, step = drawn_lists(scorer), perturbed_orders(objective), 1e-5
@@ -91,11 +91,11 @@ def test_gradients(objective: PrincipledObjective) -> None:
         assert scorer.effect.grad[p].item() == pytest.approx(by_place, rel=1e-6, abs=1e-8), p
 
 
-def test_scaled_item_by_item() -> None:
-    """The default's first term and task loss, number by number."""
+def test_scaled_preset_matches_written_out_arithmetic() -> None:
+    """The first term and the task loss of the default preset, number by number."""
     losses, _ = run(SCALED)
-    # Lists 0 and 1 change: .4 becomes -.4, .1 becomes .8, -.9 becomes -.8 (by 1, 1, 2 places); -.1 becomes .7 and .3
-    # becomes -.5 (by one each); 1.3 and 1.2 stay. The other two lists have settled, and count.
+    # Lists 0 and 1 change: .4 becomes -.4, .1 becomes .8, -.9 becomes -.8 (moved by 1, 1, 2); -.1 becomes .7 and .3
+    # becomes -.5 (moved by 1 each); 1.3 and 1.2 stay. The other two lists do not change, but count.
     list_0 = (sigmoid(0.4) - sigmoid(-0.4)) ** 2 + (sigmoid(0.1) - sigmoid(0.8)) ** 2
     list_0 = (list_0 + 2 * (sigmoid(-0.9) - sigmoid(-0.8)) ** 2) / 4
     list_1 = ((sigmoid(-0.1) - sigmoid(0.7)) ** 2 + (sigmoid(0.3) - sigmoid(-0.5)) ** 2) / 2
@@ -109,10 +109,10 @@ def test_scaled_item_by_item() -> None:
     assert losses["task_loss"].item() == pytest.approx(sum(task) / 4, rel=1e-12)
 
 
-def test_reference_item_by_item() -> None:
-    """Raw scores, weighted by how far the two rankings produced are apart, over the number of items."""
+def test_reference_preset_matches_written_out_arithmetic() -> None:
+    """Raw scores, weighted by the distance between the two resulting rankings, over the number of items."""
     losses, _ = run(REFERENCE)
-    # OWN to AGAIN: in list 0 the items of .4 (now -.4) and .1 (now .8) change places, in list 1 those of -.1 (now .7)
+    # OWN to AGAIN: in list 0 the items of .4 (now -.4) and .1 (now .8) are swapped, in list 1 those of -.1 (now .7)
     # and .3 (now -.5).
     written_out = ((0.8**2 + 0.7**2) / 4 + (0.8**2 + 0.8**2) / 3) / 4
     assert losses["convergence_loss"].item() == pytest.approx(written_out, rel=1e-12)
@@ -120,8 +120,8 @@ def test_reference_item_by_item() -> None:
     assert losses.keys() == set(names)
 
 
-def test_r_drop_item_by_item() -> None:
-    """The same order twice: all that differs is what the fresh masks add, as probabilities, over all items."""
+def test_r_drop_preset_matches_written_out_arithmetic() -> None:
+    """The same order twice: probabilities differ only by the effect of fresh masks; mean over all items."""
     losses, scorer = run(PRESETS["r_drop"])
     at_first = [[q + EFFECT[p] for q, p in zip(*row, strict=True)] for row in zip(QUALITY, GIVEN, strict=True)]
     per_list = [
@@ -154,7 +154,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(relaxation: Any) -> 
 
 @pytest.mark.parametrize("task_loss", TASK_LOSSES)
 @pytest.mark.parametrize("space", ["probability", "logit", "output"])
-def test_a_shift_of_the_whole_list_costs_where_the_loss_sees_it(space: str, task_loss: str) -> None:
+def test_shifting_a_list_changes_terms_only_where_space_and_loss_are_sensitive(space: str, task_loss: str) -> None:
     if space == "probability" and task_loss in LOSSES_WITHOUT_PROBABILITIES:
         with pytest.raises(InputError, match="has no probabilities"):
             replace(with_terms("scaled", space=space), task_loss=task_loss)
@@ -176,7 +176,7 @@ def test_bf16_scores_are_compared_in_float32() -> None:
 
 @EVERY_CASE
 def test_at_most_two_encoder_calls(objective: PrincipledObjective) -> None:
-    """Passes that depend on no score ride with the first, the others together; fresh masks need their own call."""
+    """Passes that depend on no score join the first call, the others share one; fresh masks need their own call."""
     _, scorer = run(objective)
     drawn = len(drawn_lists(scorer))
     later = objective.passes[1:]

@@ -1,4 +1,4 @@
-"""An objective at a step: warm-up, factors, draws; and what its settings tell."""
+"""An objective at a step: warm-up, factors, random draws; and its settings."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from hf_rerank.principled import objective as objective_module
     ],
 )
 @pytest.mark.parametrize("preset", ["scaled", "reference"])
-def test_weights_rise_in_a_straight_line(preset: str, warmup: float, step: int, share: float) -> None:
-    """Of 8 steps; all weights, not the task losses, and not the terms that are logged."""
+def test_weights_rise_linearly_during_warmup(preset: str, warmup: float, step: int, share: float) -> None:
+    """Over 8 steps; warm-up applies to all weights, but not to task losses or logged terms."""
     objective = replace(PRESETS[preset], warmup=warmup)
     perturbed = perturbed_orders(PRESETS[preset], step=step)
     written_out = expected(objective, perturbed, list(range(LISTS)), factors=lambda term: share)
@@ -40,11 +40,11 @@ def test_weights_rise_in_a_straight_line(preset: str, warmup: float, step: int, 
         assert values_of(losses) == pytest.approx(written_out, rel=1e-6 if keys is not None else 1e-9)
 
 
-def test_the_share_of_a_warmup_lies_on_the_device_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a step copies nothing there, and torch.compile does not compile again for every number."""
+def test_the_warmup_factor_is_on_the_device_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a step copies nothing to the device, and torch.compile does not recompile for each value."""
     monkeypatch.setattr(
         objective_module, "step_keys", lambda keys, **_: keys
-    )  # integers on meta take seconds to start
+    )  # the first integer operation on meta takes seconds
     ramp = replace(SCALED, warmup=0.5).at(step=1, steps=8, list_keys=KEYS.to("meta")).keywords["ramp"]
     assert (ramp.shape, ramp.dtype, ramp.device.type) == ((), torch.float32, "meta")
     ramp = replace(SCALED, warmup=0.5).at(step=1, steps=8, list_keys=KEYS).keywords["ramp"]
@@ -58,7 +58,7 @@ def test_a_warmup_needs_the_number_of_steps() -> None:
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_factors_scale_the_terms_of_a_step(as_tensor: bool) -> None:
-    """Each its own term, in the loss and its gradient, besides the warm-up; terms are logged without; none: 1."""
+    """Each scales its term in the loss and its gradient, on top of warm-up; logged terms are unscaled; default 1."""
     factors = {"convergence": 0.25, "cross": 3.0}
     given = {name: torch.tensor(factor) if as_tensor else factor for name, factor in factors.items()}
     objective = replace(REFERENCE, warmup=1.0)
@@ -76,14 +76,14 @@ def test_factors_scale_the_terms_of_a_step(as_tensor: bool) -> None:
     torch.testing.assert_close(slopes, torch.autograd.grad(losses["loss"], scorer.quality)[0][MASK])
 
 
-def test_a_factor_of_no_term_is_refused() -> None:
+def test_a_factor_for_an_unknown_term_is_rejected() -> None:
     with pytest.raises(InputError, match=r"no term 'convergense'.*adversarial; did you mean 'convergence'"):
         SCALED.at(step=0, factors={"convergense": 0.5})
     with pytest.raises(InputError, match="the terms are none"):
         PRESETS["augmentation"].at(step=0, factors={"convergence": 0.5})
 
 
-def test_at_changes_the_draws_alone() -> None:
+def test_at_changes_only_the_random_draws() -> None:
     objective, keys = replace(PRESETS["paper"], seed=4), torch.tensor([1, 2, 3, 4])
     later = objective.at(step=12, steps=20, list_keys=keys)
     assert isinstance(later, functools.partial)
@@ -95,7 +95,7 @@ def test_at_changes_the_draws_alone() -> None:
     assert {"third": third} == perturbed_orders(objective, step=12, list_keys=keys)
 
 
-def test_settings_are_plain() -> None:
+def test_settings_are_plain_json() -> None:
     objective = preset_objective("reference", adversarial_weight=3, convergence_weight=0, warmup=0.5, seed=3)
     objective = replace(objective, passes=(Pass("first"), Pass("third", Perturbed(of=Soft(sinkhorn=2)), "fresh")))
     soft = {"relaxation": "softsort", "temperature": 1.0, "sinkhorn": 2, "straight_through": False}
@@ -125,9 +125,9 @@ def test_settings_are_plain() -> None:
     }
 
 
-def test_settings_tell_objectives_apart() -> None:
-    """Two objectives with the same settings are equal, so that a results file says what was trained on."""
+def test_settings_distinguish_objectives() -> None:
+    """Two objectives with the same settings are equal, so a results file identifies the objective."""
     objectives = [*CASES.values(), replace(SCALED, seed=1), replace(SCALED, warmup=0.1)]
     by_settings = {json.dumps(objective.settings()): objective for objective in objectives}
     assert all(by_settings[json.dumps(objective.settings())] == objective for objective in objectives)
-    assert len(by_settings) > len(objectives) - 5, "few of the cases are the same in other words"
+    assert len(by_settings) > len(objectives) - 5, "few of the cases are equal to another"

@@ -1,4 +1,4 @@
-"""Positions, orders and perturbations: against sorting in plain Python, small cases by hand, and counting."""
+"""Positions, orders and perturbations: against sorting in plain Python, written-out cases, and counts."""
 
 import math
 import random
@@ -38,13 +38,13 @@ every_kind = pytest.mark.parametrize(("kind", "strength"), STRENGTHS)
 
 
 def sorted_positions(scores: list[float], mask: list[bool]) -> list[int]:
-    """Real slots by falling score, Python's sort being stable; then padding slots."""
+    """Real slots by descending score, ties in slot order; then padding slots."""
     real = sorted((slot for slot in range(len(scores)) if mask[slot]), key=lambda slot: -scores[slot])
     order = real + [slot for slot in range(len(scores)) if not mask[slot]]
     return [order.index(slot) for slot in range(len(scores))]
 
 
-def test_positions_by_hand() -> None:
+def test_positions_from_scores_match_written_out_values() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [2.0, 2.0, 2.0], [-math.inf, 0.0, -math.inf]])
     assert positions_from_scores(scores).tolist() == [[2, 0, 1], [0, 1, 2], [1, 0, 2]]
     mask = torch.tensor([[True, False, True], [False, True, True], [False, False, False]])
@@ -52,7 +52,7 @@ def test_positions_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
-def test_positions_are_those_of_a_sort(dtype: torch.dtype) -> None:
+def test_positions_equal_a_stable_sort(dtype: torch.dtype) -> None:
     draw = random.Random(1)
     values = [-2, -1, 0, 1, 2, 3] + ([] if dtype == torch.int64 else [-math.inf, math.inf, -0.0, 0.5])
     garbage = [99] if dtype == torch.int64 else [math.nan, math.inf, -math.inf, torch.finfo(dtype).min]
@@ -83,19 +83,19 @@ def test_order_is_the_inverse() -> None:
     assert torch.equal(order_from_positions(order), positions)
 
 
-def test_swap_adjacent_by_hand() -> None:
+def test_swap_adjacent_matches_written_out_values() -> None:
     positions = torch.tensor([[2, 0, 1, 3], [0, 1, 2, 3], [1, 0, 2, 3]])
     place = torch.tensor([0, 2, 1])
     assert swap_adjacent(positions, place).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [2, 0, 1, 3]]
-    # With three, four and two real items, there is nothing at place 2 of the third list.
+    # With three, four and two real items, the third list has no item at position 2.
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
     assert swap_adjacent(positions, place, mask).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [1, 0, 2, 3]]
     assert swap_adjacent(positions, torch.tensor(1), mask).tolist() == [[1, 0, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3]]
 
 
 @pytest.mark.parametrize("place", [-1, -2, 2, 3, 4, 99])
-def test_swap_adjacent_past_either_end(place: int) -> None:
-    """Four slots, three items: there is a pair at the places 0 and 1 only."""
+def test_swap_adjacent_beyond_the_list_changes_nothing(place: int) -> None:
+    """Four slots, three items: only positions 0 and 1 start a pair."""
     positions, mask = torch.tensor([[3, 2, 0, 1], [1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]).bool()
     for given in (torch.tensor(place), torch.tensor([place, place])):
         assert swap_adjacent(positions, given, mask).tolist() == positions.tolist()
@@ -103,8 +103,8 @@ def test_swap_adjacent_past_either_end(place: int) -> None:
     assert moved.tolist() == [[3, 2, 0, 1], [2, 0, 1, 3]]
 
 
-def ragged(seed: int, lists: int = 90, length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random positions of lists of none to ``length`` items, in slots anywhere in the row."""
+def random_ragged_positions(seed: int, lists: int = 90, length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random positions of lists of 0 to ``length`` items, in any slots of the row."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(lists, length, generator=generator)
     count = torch.arange(lists) % (length + 1)
@@ -116,14 +116,14 @@ def random_keys(seed: int, lists: int) -> torch.Tensor:
     return torch.randint(-(2**62), 2**62, (lists,), generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_table_names_every_kind() -> None:
+def test_every_kind_of_perturbation_is_tested() -> None:
     assert {kind for kind, _ in STRENGTHS} == set(PERTURBATIONS)
 
 
 @every_kind
 @pytest.mark.parametrize("source", ["generator", "keys"])
 def test_only_real_items_move(kind: str, strength: float, source: str) -> None:
-    positions, mask = ragged(5)
+    positions, mask = random_ragged_positions(5)
     given = positions.clone()
     moved = torch.zeros(len(positions), dtype=torch.bool)
     for seed in range(10):
@@ -139,14 +139,14 @@ def test_only_real_items_move(kind: str, strength: float, source: str) -> None:
                 was[slot] for slot in range(8) if not real[slot]
             ]
         moved |= (after != positions).any(-1)
-    assert torch.equal(positions, given), "the input is left alone"
+    assert torch.equal(positions, given), "the input is not modified"
     assert not moved[mask.sum(-1) < 2].any()
-    # Half of all draws of some kinds leave a list as it is; ten of them hardly do.
+    # For some kinds half of all draws leave a list unchanged; ten draws hardly ever do.
     assert moved[mask.sum(-1) > 2].double().mean() > 0.9
 
 
-def test_no_mask_is_all_real() -> None:
-    positions, _ = ragged(6)
+def test_without_a_mask_all_items_are_real() -> None:
+    positions, _ = random_ragged_positions(6)
     everything = torch.ones_like(positions, dtype=torch.bool)
     for kind, strength in STRENGTHS:
         options = {"kind": kind, "strength": strength}
@@ -161,8 +161,8 @@ def test_no_mask_is_all_real() -> None:
         )
 
 
-def changes(before: torch.Tensor, after: torch.Tensor, items: int) -> Counter:
-    """How often each change happened: where the items that stood at the places 0, 1, ... now stand."""
+def count_changes(before: torch.Tensor, after: torch.Tensor, items: int) -> Counter:
+    """Count of each change: the new positions of the items that were at positions 0, 1, ..."""
     found: Counter = Counter()
     for was, now in zip(before.tolist(), after.tolist(), strict=True):
         places = dict(zip(was, now, strict=True))
@@ -170,8 +170,8 @@ def changes(before: torch.Tensor, after: torch.Tensor, items: int) -> Counter:
     return found
 
 
-def equally_likely(kind: str, items: int, strength: int) -> Counter:
-    """Every outcome of the definition, as often as the definition reaches it."""
+def expected_outcomes(kind: str, items: int, strength: int) -> Counter:
+    """Every outcome of the definition, with the number of ways to reach it."""
     found: Counter = Counter()
     if kind in ("adjacent_swap", "random_swap"):
         pairs = [(p, q) for p, q in combinations(range(items), 2) if kind == "random_swap" or q == p + 1]
@@ -190,7 +190,7 @@ def equally_likely(kind: str, items: int, strength: int) -> Counter:
 
 
 def assert_distribution(found: Counter, expected: Counter) -> None:
-    """No outcome that cannot be, and a chi-square test that a right draw fails once in a thousand seeds."""
+    """No impossible outcomes, and a chi-square test that correct draws fail once in a thousand seeds."""
     assert found.keys() <= expected.keys()
     if len(expected) == 1:
         return
@@ -203,12 +203,12 @@ def assert_distribution(found: Counter, expected: Counter) -> None:
     ("kind", "items", "strength", "outcomes"),
     [
         ("adjacent_swap", 7, 1, 6),
-        ("adjacent_swap", 4, 2, 6),  # nothing, two 3-cycles for each of two places, both pairs
+        ("adjacent_swap", 4, 2, 6),  # identity, two 3-cycles for each of two positions, both pairs
         ("adjacent_swap", 2, 3, 1),
         ("random_swap", 6, 1, 15),
         ("random_swap", 4, 2, 12),  # two swaps: the even permutations
         ("random_swap", 2, 1, 1),
-        ("window_shuffle", 6, 2, 18),  # 4 windows x 6 orders; nothing in 4 of them, each inner swap of 3 in 2
+        ("window_shuffle", 6, 2, 18),  # 4 windows x 6 orders; 4 of them the identity, 3 inner swaps twice each
         ("window_shuffle", 4, 1, 4),
         ("window_shuffle", 4, 3, 24),
         ("window_shuffle", 3, 9, 6),
@@ -217,9 +217,11 @@ def assert_distribution(found: Counter, expected: Counter) -> None:
     ],
 )
 @pytest.mark.parametrize("source", ["generator", "keys"])
-def test_distribution(kind: str, items: int, strength: int, outcomes: int, source: str) -> None:
-    """Over 6000 lists; the items stand anywhere in slots 1, 3, ... of a longer row."""
-    expected = equally_likely(kind, items, strength)
+def test_perturbations_follow_their_distribution(
+    kind: str, items: int, strength: int, outcomes: int, source: str
+) -> None:
+    """Over 6000 lists; the items are in slots 1, 3, ... of a longer row."""
+    expected = expected_outcomes(kind, items, strength)
     assert len(expected) == outcomes
     length = 2 * items + 1
     mask = (torch.arange(length) % 2 == 1).repeat(6000, 1)
@@ -229,28 +231,28 @@ def test_distribution(kind: str, items: int, strength: int, outcomes: int, sourc
         after = perturb(before, mask, kind=kind, strength=strength, generator=generator)
     else:
         after = perturb_by_key(before, mask, torch.arange(6000), kind=kind, strength=strength)
-    assert_distribution(changes(before, after, items), expected)
+    assert_distribution(count_changes(before, after, items), expected)
 
 
-def test_reverse_window_by_hand() -> None:
-    """Four items in the slots 1, 2, 4, 5 at the places 2, 0, 3, 1; windows of three start at place 0 or 1."""
+def test_reverse_window_matches_written_out_values() -> None:
+    """Four items in slots 1, 2, 4, 5 at positions 2, 0, 3, 1; windows of three start at position 0 or 1."""
     positions = torch.tensor([[4, 2, 0, 5, 3, 1]]).repeat(50, 1)
     mask = torch.tensor([[0, 1, 1, 0, 1, 1]]).bool().repeat(50, 1)
     after = perturb_by_key(positions, mask, torch.arange(50), kind="reverse_window", strength=2)
-    # From place 0: 0 and 2 change places; from place 1: 1 and 3.
+    # From position 0: 0 and 2 are swapped; from position 1: 1 and 3.
     assert set(map(tuple, after.tolist())) == {(4, 0, 2, 5, 3, 1), (4, 2, 0, 5, 1, 3)}
 
 
-def test_reversed_pair_is_an_adjacent_swap() -> None:
-    positions, mask = ragged(8)
+def test_reversing_two_items_is_an_adjacent_swap() -> None:
+    positions, mask = random_ragged_positions(8)
     keys = random_keys(9, 90)
     turned = perturb_by_key(positions, mask, keys, kind="reverse_window", strength=1)
     assert torch.equal(turned, perturb_by_key(positions, mask, keys, kind="adjacent_swap", strength=1))
 
 
 @pytest.mark.parametrize("kind", ["adjacent_swap", "random_swap"])
-def test_swaps_follow_one_another(kind: str) -> None:
-    """Three swaps of one list are one swap three times over, with the generator's successive numbers."""
+def test_several_swaps_equal_successive_single_swaps(kind: str) -> None:
+    """Three swaps at once equal three single swaps with the generator's successive numbers."""
     positions = torch.tensor([[3, 1, 4, 0, 2]])
     for seed in range(20):
         at_once = perturb(positions, kind=kind, strength=3, generator=torch.Generator().manual_seed(seed))
@@ -262,8 +264,8 @@ def test_swaps_follow_one_another(kind: str) -> None:
 
 
 @every_kind
-def test_generator_decides(kind: str, strength: float) -> None:
-    positions, mask = ragged(10)
+def test_the_generator_determines_the_perturbation(kind: str, strength: float) -> None:
+    positions, mask = random_ragged_positions(10)
 
     def perturbed(seed: int) -> torch.Tensor:
         return perturb(positions, mask, kind=kind, strength=strength, generator=torch.Generator().manual_seed(seed))
@@ -288,13 +290,13 @@ def test_generator_decides(kind: str, strength: float) -> None:
         ),
     ],
 )
-def test_perturb_refuses(options: dict, message: str) -> None:
+def test_wrong_perturbations_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         perturb(torch.arange(3)[None], **options)
 
 
-def drawn(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[int]:
-    """The draws of (seed, step, key) in Python's integers: splitmix64's counter and finaliser, upper 32 bits."""
+def expected_draws(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[int]:
+    """The draws of (seed, step, key) with Python integers: splitmix64's counter and finaliser, upper 32 bits."""
     state = key + seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D
     draws = []
     for number in range(count):
@@ -307,48 +309,50 @@ def drawn(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (42, 7), (-3, 10**9), (2**70, 12)])
-def test_keyed_draws_are_splitmix64(seed: int, step: int) -> None:
+def test_keyed_draws_equal_splitmix64(seed: int, step: int) -> None:
     draw = random.Random(11)
     keys = [0, -1, -(2**63), 2**63 - 1, *(draw.randrange(-(2**63), 2**63) for _ in range(100))]
     given = step_keys(torch.tensor(keys), seed=seed, step=step)
     assert given.dtype == torch.int64
     found = draw_by_key(given, 9)
     assert found.dtype == torch.int64
-    assert found.tolist() == [drawn(key, 9, seed=seed, step=step) for key in keys]
+    assert found.tolist() == [expected_draws(key, 9, seed=seed, step=step) for key in keys]
     assert draw_by_key(given, 0).shape == (104, 0)
 
 
-def test_keyed_draws_have_published_values() -> None:
-    """Of splitmix64 with the seed 1234567, whose first output is the finaliser of the seed plus one increment."""
+def test_keyed_draws_equal_published_splitmix64_values() -> None:
+    """With the seed 1234567, the first output of splitmix64 is the finaliser of the seed plus one increment."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     found = draw_by_key(torch.tensor([1234567]), 5)[0, 1:].tolist()
     assert found == [number >> 32 for number in published]
 
 
-def test_keyed_swap_is_the_documented_draw() -> None:
+def test_keyed_swap_follows_the_documented_draw() -> None:
     draw = random.Random(12)
     keys = [draw.randrange(-(2**63), 2**63) for _ in range(200)]
     positions = torch.arange(9).repeat(200, 1)
     for seed, step in ((0, 0), (42, 7), (-3, 10**9), (2**70, 12)):
         after = perturb_by_key(positions, None, step_keys(torch.tensor(keys), seed=seed, step=step))
-        assert upper_places(positions, after) == [8 * drawn(key, 1, seed=seed, step=step)[0] // 2**32 for key in keys]
+        assert upper_swapped_positions(positions, after) == [
+            8 * expected_draws(key, 1, seed=seed, step=step)[0] // 2**32 for key in keys
+        ]
 
 
 @pytest.mark.parametrize("strength", [0.3, 1, 4.5])
-def test_score_noise_against_scipy(strength: float) -> None:
+def test_score_noise_matches_scipy_quantiles(strength: float) -> None:
     """Slot i's noise is the normal quantile of the upper 23 bits of draw i; half a step keeps it finite."""
-    positions, mask = ragged(13)
+    positions, mask = random_ragged_positions(13)
     keys = random_keys(14, 90)
     after = perturb_by_key(positions, mask, keys, kind="score_noise", strength=strength)
     for row, key in enumerate(keys.tolist()):
-        noise = strength * norm.ppf([((draw >> 9) + 0.5) / 2**23 for draw in drawn(key, 8)])
+        noise = strength * norm.ppf([((draw >> 9) + 0.5) / 2**23 for draw in expected_draws(key, 8)])
         noisy = [-(place + error) for place, error in zip(positions[row].tolist(), noise, strict=True)]
         assert after[row].tolist() == sorted_positions(noisy, mask[row].tolist())
 
 
 @pytest.mark.parametrize("strength", [0.5, 2])
-def test_score_noise_is_in_places(strength: float) -> None:
-    """Two neighbours change places when the difference of two noises, of variance 2 strength^2, is above 1."""
+def test_score_noise_is_measured_in_positions(strength: float) -> None:
+    """Adjacent items are swapped if the difference of their noise, with variance 2 strength^2, is above 1."""
     after = perturb(
         torch.arange(2).repeat(6000, 1),
         kind="score_noise",
@@ -361,16 +365,16 @@ def test_score_noise_is_in_places(strength: float) -> None:
 
 
 def test_smallest_draw_is_finite() -> None:
-    """The key 0 draws 0 first: its quantile would be minus infinity."""
+    """The first draw of key 0 is 0, whose quantile would be minus infinity."""
     assert draw_by_key(torch.tensor([0]), 1).item() == 0
     after = perturb_by_key(torch.tensor([[2, 0, 1]]), None, torch.tensor([0]), kind="score_noise", strength=1e-3)
-    # 2**-24 is 5.3 standard deviations below the mean: nothing moves by half a place.
+    # 2**-24 is 5.3 standard deviations below the mean: nothing moves by half a position.
     assert after.tolist() == [[2, 0, 1]]
 
 
 @every_kind
-def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> None:
-    positions, mask = ragged(16)
+def test_keyed_perturbation_depends_only_on_key_step_and_seed(kind: str, strength: float) -> None:
+    positions, mask = random_ragged_positions(16)
     keys = random_keys(17, 90)
 
     def perturbed(rows: torch.Tensor, *, seed: int = 1, step: int = 2, shift: int = 0) -> torch.Tensor:
@@ -380,7 +384,7 @@ def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> Non
     everything = torch.arange(90)
     whole = perturbed(everything)
     chosen = torch.randperm(90, generator=torch.Generator().manual_seed(18))[:20]
-    torch.rand(5)  # the global generator has no part in it
+    torch.rand(5)  # the global generator must not matter
     assert torch.equal(perturbed(chosen), whole[chosen])
     assert torch.equal(perturbed(everything[40:41]), whole[40:41])
     for other in ({"step": 3}, {"seed": 2}, {"shift": 1}):
@@ -388,8 +392,8 @@ def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> Non
 
 
 @every_kind
-def test_padding_further_changes_nothing(kind: str, strength: float) -> None:
-    positions, mask = ragged(19)
+def test_more_padding_does_not_change_keyed_perturbations(kind: str, strength: float) -> None:
+    positions, mask = random_ragged_positions(19)
     keys = random_keys(20, 90)
     whole = perturb_by_key(positions, mask, keys, kind=kind, strength=strength)
     padded = torch.cat([positions, torch.arange(8, 11).expand(90, 3)], -1)
@@ -399,8 +403,8 @@ def test_padding_further_changes_nothing(kind: str, strength: float) -> None:
     assert torch.equal(wider[:, 8:], padded[:, 8:])
 
 
-def upper_places(before: torch.Tensor, after: torch.Tensor) -> list[int]:
-    """For each list the upper of the two places that were exchanged."""
+def upper_swapped_positions(before: torch.Tensor, after: torch.Tensor) -> list[int]:
+    """For each list, the upper of the two swapped positions."""
     return [
         min(p for p, q in zip(*pair, strict=True) if p != q)
         for pair in zip(before.tolist(), after.tolist(), strict=True)
@@ -409,32 +413,32 @@ def upper_places(before: torch.Tensor, after: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("varied", ["key", "step", "seed"])
 def test_keyed_swap_is_uniform_over_pairs(varied: str) -> None:
-    """Over neighbouring keys of one step, over the steps of one list, and over seeds."""
+    """Over successive keys in one step, over the steps of one list, and over seeds."""
     one = torch.arange(7)[None]
     if varied == "key":
         positions = one.repeat(6000, 1)
-        places = upper_places(positions, perturb_by_key(positions, None, torch.arange(6000)))
+        places = upper_swapped_positions(positions, perturb_by_key(positions, None, torch.arange(6000)))
     else:
         options = [{"seed": 0, "step": 0, varied: number} for number in range(3000)]
         keys = torch.cat([step_keys(torch.tensor([17]), **chosen) for chosen in options])
         positions = one.repeat(3000, 1)
-        places = upper_places(positions, perturb_by_key(positions, None, keys))
+        places = upper_swapped_positions(positions, perturb_by_key(positions, None, keys))
     assert chisquare([places.count(place) for place in range(6)]).pvalue > 0.001
-    # Successive draws make no pattern: each of 36 pairs about equally often.
+    # Successive draws are independent: each of 36 pairs is about equally frequent.
     successive = [6 * a + b for a, b in zip(places[::2], places[1::2], strict=True)]
     assert chisquare([successive.count(pair) for pair in range(36)]).pvalue > 0.001
 
 
-def test_draws_of_one_list_make_no_pattern() -> None:
-    """The second draw is uniform whatever the first is: 36 cells over 6000 neighbouring keys."""
+def test_successive_draws_of_one_list_are_independent() -> None:
+    """The second draw is uniform whatever the first: 36 cells over 6000 successive keys."""
     first, second = (draw_by_key(torch.arange(6000), 2) * 6 >> 32).unbind(-1)
     cells = (6 * first + second).tolist()
     assert chisquare([cells.count(cell) for cell in range(36)]).pvalue > 0.001
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-def test_padding_stays_where_it_stood(kind: str) -> None:
-    """Two items and two slots of padding that hold the places 3 and 2, in whatever order padding came."""
+def test_padding_keeps_its_positions(kind: str) -> None:
+    """Two items and two padding slots with positions 3 and 2: padding may be in any order."""
     positions, mask = (
         torch.tensor([[0, 1, 3, 2]]).expand(64, 4),
         torch.tensor([True, True, False, False]).expand(64, 4),
@@ -445,16 +449,16 @@ def test_padding_stays_where_it_stood(kind: str) -> None:
     assert (after != positions).any()
 
 
-def test_a_strength_beyond_reason_is_refused() -> None:
+def test_an_excessive_strength_is_rejected() -> None:
     for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window"):
         with pytest.raises(InputError, match="a whole number from 1 to 1000"):
             perturb(torch.arange(4).unsqueeze(0), kind=kind, strength=1e30)
-    # A window longer than the list is the list: the places 0 to 3 turned round.
+    # A window longer than the list covers the list: positions 0 to 3 are reversed.
     assert perturb(torch.arange(4).unsqueeze(0), kind="reverse_window", strength=1000).tolist() == [[3, 2, 1, 0]]
 
 
-def test_long_lists_are_sorted_as_short_ones_are_counted() -> None:
-    """Ties, padding anywhere, items with the lowest number there is, and integers beyond what float32 holds."""
+def test_sorting_long_lists_equals_counting_in_short_ones() -> None:
+    """Ties, padding in any slot, items with the lowest finite number, and integers beyond float32 precision."""
     torch.manual_seed(0)
     scores = torch.randint(0, 20, (4, 200)).float()
     scores[:, ::7] = -torch.inf

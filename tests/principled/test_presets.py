@@ -1,4 +1,4 @@
-"""Presets and controls: the numbers of the design, written out; their options; and what a task loss changes."""
+"""Presets and controls: their settings, written out; their options; and the effect of a task loss."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hf_rerank.principled import PRESETS, Pass, Perturbed, PrincipledObjective, 
 EVERY = ("first", "second", "third")
 SCALED, REFERENCE = PRESETS["scaled"], PRESETS["reference"]
 
-# The table of the design, preset by preset: w1, w2 and the weight of the pair (2, 3); space, positions, reduction;
-# passes with the task loss; what the perturbation changes; the task loss.
+# Settings of each preset: w1, w2 and the weight of the pair (2, 3); space, positions, reduction; passes with the
+# task loss; the perturbed order; the task loss.
 PRESET_TABLE: dict[str, tuple[Any, ...]] = {
     "scaled": ((2, 0.5, None), "probability", "input", "weighted_mean", ("first",), "given", None),
     "paper": ((1, 1, None), "probability", "input", "sum", ("first",), "given", None),
@@ -24,7 +24,7 @@ PRESET_TABLE: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", PRESET_TABLE)
-def test_presets_have_the_numbers_of_the_design(name: str) -> None:
+def test_presets_have_the_documented_settings(name: str) -> None:
     weights, space, positions, reduction, task_loss_on, perturbs, task_loss = PRESET_TABLE[name]
     objective = PRESETS[name]
     assert objective.passes == (
@@ -42,8 +42,8 @@ def test_presets_have_the_numbers_of_the_design(name: str) -> None:
     assert (objective.fraction, objective.warmup, objective.seed) == (1.0, 0.0, 0)
 
 
-def test_controls_are_literals_of_the_same_kind() -> None:
-    """R-Drop: the given order twice, the second time with masks of its own. Augmentation: `scaled` without terms."""
+def test_control_presets_have_the_documented_settings() -> None:
+    """R-Drop: the given order twice, the second time with fresh masks. Augmentation: `scaled` without terms."""
     first, *others = PRESETS["scaled"].passes
     assert list(PRESETS) == ["none", *PRESET_TABLE, "r_drop", "augmentation"]
     assert PRESETS["none"] == PrincipledObjective((first,))
@@ -61,7 +61,7 @@ def test_controls_are_literals_of_the_same_kind() -> None:
 
 
 PRESET_OPTIONS: dict[str, tuple[PrincipledObjective, PrincipledObjective]] = {
-    "as it is": (preset_objective("paper"), PRESETS["paper"]),
+    "no options": (preset_objective("paper"), PRESETS["paper"]),
     "weights": (
         preset_objective("reference", convergence_weight=2, cross_weight=0.5),
         replace(
@@ -79,7 +79,7 @@ PRESET_OPTIONS: dict[str, tuple[PrincipledObjective, PrincipledObjective]] = {
         preset_objective("reference", adversarial_weight=0, cross_weight=3),
         replace(REFERENCE, passes=REFERENCE.passes[:2], terms=REFERENCE.terms[:1], task_loss_on=EVERY[:2]),
     ),
-    "nothing is left": (
+    "no weights": (
         preset_objective("scaled", convergence_weight=0, adversarial_weight=0),
         PRESETS["none"],
     ),
@@ -103,7 +103,7 @@ PRESET_OPTIONS: dict[str, tuple[PrincipledObjective, PrincipledObjective]] = {
 
 
 @pytest.mark.parametrize(("found", "written_out"), PRESET_OPTIONS.values(), ids=PRESET_OPTIONS.keys())
-def test_options_of_a_preset(found: PrincipledObjective, written_out: PrincipledObjective) -> None:
+def test_preset_options_change_the_objective(found: PrincipledObjective, written_out: PrincipledObjective) -> None:
     assert found == written_out
 
 
@@ -136,15 +136,15 @@ def test_options_of_a_preset(found: PrincipledObjective, written_out: Principled
         ),
     ],
 )
-def test_options_that_a_preset_refuses(name: str, options: dict[str, Any], message: str) -> None:
+def test_wrong_preset_options_are_rejected(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         preset_objective(name, **options)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_task_loss_of_a_model(name: str) -> None:
-    """Where the loss has no probabilities, logits are compared; nothing else changes."""
+def test_for_task_loss_compares_logits_if_there_are_no_probabilities(name: str) -> None:
+    """Nothing else changes."""
     for task_loss in TASK_LOSSES:
         found = PRESETS[name].for_task_loss(task_loss)
         without = task_loss in LOSSES_WITHOUT_PROBABILITIES

@@ -1,4 +1,4 @@
-"""Trainers on the tiny world."""
+"""Trainers on the tiny lists of ``tiny_world``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_rerank import ListProcessor, PRMForReranking, RerankTrainer, RerankTrain
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Sums in one order, so that runs can be equal to the bit."""
+    """Makes sums deterministic, so that runs can be compared bit for bit."""
     torch.set_num_threads(1)
 
 
@@ -52,7 +52,7 @@ def make_trainer(
     processor: ListProcessor,
     make_model: Callable[..., PRMForReranking],
 ) -> Callable[..., RerankTrainer]:
-    """A trainer on the tiny world. Its options are those of the arguments, but for what only the trainer takes."""
+    """A trainer on the tiny lists. Options are training arguments, except those that only the trainer takes."""
 
     def make(
         model: PRMForReranking | None = None,
@@ -92,7 +92,7 @@ def weights() -> Callable[[Any], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training of ``kill_worker``, with a checkpoint of each of 10 steps; its outcome beside it."""
+    """Folder of an uninterrupted ``kill_worker`` training with checkpoints of all 10 steps; its outcome next to it."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     kill_worker.train(folder, kill_worker.EVERY_STEP, folder.with_name("outcome.json"))
     return folder

@@ -1,6 +1,6 @@
-"""Run in one process or two: evaluates and predicts 7 lists, as a dataset, from a cache and as a stream.
+"""Runs in one or two processes: evaluates and predicts 7 lists, as a dataset, from a cache and as a stream.
 
-Arguments: folder with ``model`` and ``lists``; output folder; lists a batch on each process.
+Arguments: folder with ``model`` and ``lists``; output folder; lists per batch on each process.
 """
 
 from __future__ import annotations

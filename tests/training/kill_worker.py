@@ -1,4 +1,4 @@
-"""Kills trainings for real, lets them go on, and reports what became of each.
+"""Kills trainings with SIGKILL, resumes them, and reports the outcome of each.
 
 ``main(PLAN, REPORT)``: two JSON files. The libraries are loaded once; a training is a forked process. A plan holds
 ``folder`` and ``trainings``, each with ``options`` (of the training arguments) and ``kills``, each with one of
@@ -6,11 +6,11 @@
 ``calls``: the process ends itself by SIGKILL just before the Nth operation on files below the run's folder (see
 ``kill_points``);
 ``share_of_calls``: the same, as a share of all such operations of the unbroken training;
-``seconds``: it is killed from outside this long after its start;
-``share``: the same, as a share of how long the unbroken training took.
+``seconds``: the process is killed from outside this long after its start;
+``share``: the same, as a share of the duration of the unbroken training.
 
-A kill may be a list of these: the training is killed, goes on, is killed again, and so on. Then it goes on to its end
-with ``resume_from_checkpoint="auto"``, and its outcome is compared with that of a training that nobody disturbed.
+A kill may be a list of these: the training is killed, resumed, killed again, and so on. Then it is resumed to its end
+with ``resume_from_checkpoint="auto"``, and its outcome is compared with that of an uninterrupted training.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from hf_rerank import (
 )
 
 SCHEMA = ListSchema(items=[Categorical("item_id"), Dense("price")], list_id="list_id", max_list_length=6)
-# Three passes over the model, dropout, unknown ids, shuffling, two batches a step, 5 steps a pass of which the last is
-# half a step; a log every 3 steps and a checkpoint every 2.
+# Three passes of the model, dropout, unknown ids, shuffling, two batches per step, 5 steps per epoch of which the last
+# is half a step; logging every 3 steps and a checkpoint every 2.
 OPTIONS: dict[str, Any] = {
     "principled": "scaled",
     "per_device_train_batch_size": 8,
@@ -130,12 +130,12 @@ def digest(values: Any) -> str:
 
 
 def outcome(trainer: RerankTrainer) -> dict[str, Any]:
-    """What two trainings that are one must have in common, to the bit."""
+    """The results that two equal trainings must share, bit for bit."""
     last = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     files = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "rng_state.pth", "scheduler.pt", "rerank_state.json")
-        if last.is_dir()  # the only checkpoint that is kept may be another, the best
+        if last.is_dir()  # the only checkpoint that is kept may be the best instead
     }
     log = [
         {name: value for name, value in entry.items() if not name.endswith(TIMES)}
@@ -152,19 +152,19 @@ def outcome(trainer: RerankTrainer) -> dict[str, Any]:
     }
 
 
-def forked(work: Callable[[], None], stop_after: float | None = None) -> int:
-    """Runs ``work`` in a process of its own, killed after so many seconds. Its exit code; -9 if it was killed."""
+def run_forked(work: Callable[[], None], stop_after: float | None = None) -> int:
+    """Runs ``work`` in a separate process, killed after ``stop_after`` seconds. Returns its exit code; -9: killed."""
     run = kill_points.forked(work)
     if stop_after is not None:
         time.sleep(stop_after)
-        os.kill(run.pid, signal.SIGKILL)  # nothing happens if it has ended: it is not yet waited for
+        os.kill(run.pid, signal.SIGKILL)  # harmless if it has ended: it has not been waited for yet
     code, printed = run.end()
     print(printed, flush=True)
     return code
 
 
 def train(folder: Path, options: dict[str, Any], result: Path | None = None, seed: int = 7) -> None:
-    """Goes on from what there is, to the end."""
+    """Trains to the end, from the newest checkpoint if there is one."""
     trainer = make_trainer(folder, seed=seed, **options)
     trainer.train(resume_from_checkpoint="auto")
     if result is not None:
@@ -174,7 +174,7 @@ def train(folder: Path, options: dict[str, Any], result: Path | None = None, see
 def killed_and_resumed(
     folder: Path, options: dict[str, Any], kills: list[dict[str, Any]], expected: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Kills a training as said, lets it go on to its end, and compares."""
+    """Kills a training as specified, resumes it to its end, and compares the outcomes."""
     shutil.rmtree(folder, ignore_errors=True)
     fired, result = 0, folder.with_name(f"{folder.name}.json")
     result.unlink(missing_ok=True)
@@ -186,16 +186,16 @@ def killed_and_resumed(
             train(folder, options)
 
         after = kill.get("seconds", kill["share"] * seconds if "share" in kill else None)
-        code = forked(work, after)
+        code = run_forked(work, after)
         while after is not None and code == 0 and len(kills) == 1:
-            # It ended before its moment came: again, and sooner.
+            # It ended before it was to be killed: try again with an earlier kill.
             shutil.rmtree(folder)
             after *= 0.7
-            code = forked(work, after)
+            code = run_forked(work, after)
         fired += code == -signal.SIGKILL
-    # Other initial weights: all of them must come from the checkpoint, if there is one.
+    # Different initial weights: all weights must come from the checkpoint, if there is one.
     started = any(path.name.startswith("checkpoint-") for path in folder.glob("*"))
-    code = forked(lambda: train(folder, options, result, seed=9 if started else 7))
+    code = run_forked(lambda: train(folder, options, result, seed=9 if started else 7))
     found = json.loads(result.read_text()) if result.exists() else {}
     resumed_from = found.pop("resumed_from", None)
     different = sorted(name for name in expected if found.get(name) != expected[name])
@@ -224,7 +224,7 @@ def main(plan_file: Path, report_file: Path) -> None:
 
 
 def killed_trainings(folder: Path, options: dict[str, Any], kills: list[Any]) -> dict[str, Any]:
-    """The unbroken training, and what became of each that was killed."""
+    """Runs the unbroken training, and reports the outcome of each killed one."""
     result, counted = folder / "unbroken.json", folder / "calls"
 
     def counting() -> None:
@@ -232,10 +232,10 @@ def killed_trainings(folder: Path, options: dict[str, Any], kills: list[Any]) ->
         train(folder / "counted", options)
 
     started = time.monotonic()
-    codes = [forked(counting), forked(lambda: train(folder / "unbroken", options, result))]
+    codes = [run_forked(counting), run_forked(lambda: train(folder / "unbroken", options, result))]
     seconds = (time.monotonic() - started) / 2
     if any(codes):
-        raise SystemExit(f"trainings that nobody disturbed ended with {codes}")
+        raise SystemExit(f"uninterrupted trainings ended with {codes}")
     expected = json.loads(result.read_text())
     expected.pop("resumed_from")
     report: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Run in one process or two: trains on a stream, goes on from the middle in a second run, and writes down what it saw.
+"""Runs in one or two processes: trains on a stream, resumes midway in a second run, and records what it read.
 
-Arguments as of ``two_process_worker``. A pass has 20 lists, a step 8 lists on all processes together; checkpoints at
-each step, an evaluation of 13 lists at the end of each pass.
+Arguments as for ``two_process_worker``. An epoch has 20 lists, a step 8 lists over all processes; checkpoints at each
+step, an evaluation of 13 lists at the end of each epoch.
 """
 
 from __future__ import annotations

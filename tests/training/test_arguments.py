@@ -1,4 +1,4 @@
-"""Options: which defaults differ from transformers, and what is refused before anything runs."""
+"""Options: defaults that differ from transformers, and errors before anything runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make(folder: Path, **options: Any) -> RerankTrainingArguments:
     return RerankTrainingArguments(str(folder / "run"), use_cpu=True, **options)
 
 
-def test_defaults_that_differ(tmp_path: Path) -> None:
+def test_defaults_that_differ_from_transformers(tmp_path: Path) -> None:
     arguments = make(tmp_path)
     assert arguments.task_loss is None
     promised = {
@@ -92,26 +92,26 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"metric_for_best_model": "p1_obedience@10"}, r"p1_obedience@10.*obedience_k"),
     ],
 )
-def test_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_rejected(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make(tmp_path, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+def test_a_file_as_output_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text("mine")
     with pytest.raises(InputError, match=r"lists\.csv', which is a file: expected a folder"):
         RerankTrainingArguments(str(tmp_path / "lists.csv"))
 
 
-def test_the_cache_may_be_a_path(tmp_path: Path) -> None:
+def test_encoded_cache_may_be_a_path(tmp_path: Path) -> None:
     assert make(tmp_path, encoded_cache=tmp_path / "cache").encoded_cache == tmp_path / "cache"
 
 
-def test_best_metric_may_be_a_loss_or_an_obedience(tmp_path: Path) -> None:
+def test_best_metric_may_be_a_loss_obedience_or_custom_metric(tmp_path: Path) -> None:
     assert make(tmp_path, metric_for_best_model="loss").greater_is_better is False
     assert make(tmp_path, metric_for_best_model="eval_p1_obedience@5", metric_ks=[10]).greater_is_better is True
-    assert make(tmp_path, metric_for_best_model="share_of_mine").greater_is_better is True  # of compute_metrics
+    assert make(tmp_path, metric_for_best_model="share_of_mine").greater_is_better is True  # from compute_metrics
 
 
 def test_without_a_best_checkpoint_no_metric_is_needed(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_without_a_best_checkpoint_no_metric_is_needed(tmp_path: Path) -> None:
     assert arguments.metric_for_best_model is None
 
 
-# Every number of a preset that can be changed, none at its default, and with its preset.
+# Preset -> non-default values for its options.
 CHOSEN: dict[str, dict[str, Any]] = {
     "scaled": {
         "convergence_weight": 0.25,
@@ -138,8 +138,8 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_objective_is_that_of_the_options(tmp_path: Path, preset: str) -> None:
-    """Each number arrives; perturbations draw by the seed of the run, unless a seed is given."""
+def test_objective_follows_the_options(tmp_path: Path, preset: str) -> None:
+    """Each number takes effect; perturbations use the seed of the run, unless a seed is given."""
     options = CHOSEN[preset]
     found = make(tmp_path, principled=preset, principled_kwargs=options, seed=5).objective()
     assert found == preset_objective(preset, **{"seed": 5, **options})
@@ -163,7 +163,9 @@ def test_the_objective_is_that_of_the_options(tmp_path: Path, preset: str) -> No
         ("none", {}, None),
     ],
 )
-def test_presets(tmp_path: Path, preset: str, weights: dict[str, float], reduction: str | None) -> None:
+def test_presets_have_the_documented_weights_and_reductions(
+    tmp_path: Path, preset: str, weights: dict[str, float], reduction: str | None
+) -> None:
     terms = make(tmp_path, principled=preset).objective().terms
     assert {term.name: term.weight for term in terms} == weights
     assert {term.reduction for term in terms} == ({reduction} - {None})
@@ -179,8 +181,10 @@ def test_presets(tmp_path: Path, preset: str, weights: dict[str, float], reducti
         ({"principled": "reference", "task_loss": "softmax_loss"}, "own"),
     ],
 )
-def test_task_loss(tmp_path: Path, options: dict[str, Any], of_the_objective: str | None) -> None:
-    """The trainer takes that of the arguments, else the objective's (``reference``: the model's own), else the
+def test_task_loss_of_arguments_and_objective(
+    tmp_path: Path, options: dict[str, Any], of_the_objective: str | None
+) -> None:
+    """The trainer uses the arguments' task loss, else the objective's (``reference``: the model's own), else the
     config's; see test_principled_training.py."""
     arguments = make(tmp_path, **options)
     assert arguments.task_loss == options.get("task_loss")
@@ -197,14 +201,14 @@ def from_command_line(folder: Path, *options: str) -> RerankTrainingArguments:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_choice_is_an_option_of_the_command_line(tmp_path: Path, preset: str) -> None:
+def test_every_preset_option_works_on_the_command_line(tmp_path: Path, preset: str) -> None:
     words = ["--use_cpu", "--principled", preset, "--principled_kwargs", json.dumps(CHOSEN[preset])]
     arguments = from_command_line(tmp_path, *words, "--task_loss", "softmax_loss")
     assert arguments.objective() == make(tmp_path, principled=preset, principled_kwargs=CHOSEN[preset]).objective()
     assert (arguments.principled, arguments.task_loss) == (preset, "softmax_loss")
 
 
-def test_what_the_command_line_does_not_name_keeps_its_default(tmp_path: Path) -> None:
+def test_omitted_command_line_options_keep_their_defaults(tmp_path: Path) -> None:
     arguments = from_command_line(tmp_path, "--use_cpu")
     assert arguments.objective() == replace(PRESETS["scaled"], seed=arguments.seed)
     assert arguments.task_loss is None
@@ -222,7 +226,7 @@ def test_what_the_command_line_does_not_name_keeps_its_default(tmp_path: Path) -
         (("--principled_kwarg", "{}"), "'--principled_kwarg' of train.*did you mean '--principled-kwargs'"),
     ],
 )
-def test_refused_on_the_command_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_wrong_command_line_options_are_rejected(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_command_line(tmp_path, "--use_cpu", *words)
 
@@ -230,7 +234,7 @@ def test_refused_on_the_command_line(tmp_path: Path, words: tuple[str, ...], mes
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
-def test_plain_json_without_the_token(tmp_path: Path) -> None:
+def test_arguments_as_json_omit_the_hub_token(tmp_path: Path) -> None:
     plain = json.dumps(
         make(tmp_path, hub_token="hf_canary", metric_ks=[1, 3], metric_for_best_model="mrr@3").to_dict()
     )
@@ -239,9 +243,9 @@ def test_plain_json_without_the_token(tmp_path: Path) -> None:
     assert (read["metric_ks"], read["principled"], read["metric_for_best_model"]) == ([1, 3], "scaled", "mrr@3")
 
 
-def test_options_of_streams_and_of_the_cache(tmp_path: Path) -> None:
+def test_options_for_streams_and_the_cache(tmp_path: Path) -> None:
     options = RerankTrainingArguments(str(tmp_path))
-    assert options.encoded_cache is None, "nobody's disk is filled unasked"
+    assert options.encoded_cache is None, "the disk is not filled unless requested"
     assert options.stream_window == 10_000
     for given in (None, {"even_batches": True}):
         options = RerankTrainingArguments(str(tmp_path), accelerator_config=given)

@@ -1,4 +1,4 @@
-"""A metric is a property of model and lists: no batch size, worker, process or way of reading the lists changes it."""
+"""Metrics depend on model and lists only, not on batch size, workers, processes or the kind of dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from two_processes import run_on_two
 from hf_rerank import Reranker
 from hf_rerank.evaluation import evaluate
 
-# What measures the clock, or is named by the call.
+# Entries that measure time, or depend on the call.
 OTHERS = ("runtime", "per_second", "epoch", "time")
 
 
@@ -27,7 +27,9 @@ def metrics_of(make_trainer, model, lists, batch: int, **options) -> dict[str, f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
-def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, streamed: bool) -> None:
+def test_trainer_metrics_do_not_depend_on_batch_size_or_workers(
+    make_trainer, make_model, make_lists, streamed: bool
+) -> None:
     lists = make_lists(50, 7)
     given = lists.to_iterable_dataset() if streamed else lists
     whole = metrics_of(make_trainer, make_model(), lists, 50)
@@ -39,7 +41,7 @@ def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, strea
 
 
 @pytest.mark.slow
-def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_model, make_lists) -> None:
+def test_a_short_last_batch_is_weighted_by_its_number_of_lists(make_trainer, make_model, make_lists) -> None:
     """The mean over 7 lists, not over the means of 3, 3 and 1 of them."""
     lists, model = make_lists(7, 11), make_model()
     trainer = make_trainer(model, eval_dataset=lists)
@@ -49,7 +51,7 @@ def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_m
         with torch.no_grad():
             losses.append(float(model(**trainer.processor([row], with_labels=True)).loss))
     of_batches = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, losses[6]]
-    assert not math.isclose(sum(losses) / 7, sum(of_batches) / 3, abs_tol=1e-4), "else this tests nothing"
+    assert not math.isclose(sum(losses) / 7, sum(of_batches) / 3, abs_tol=1e-4), "otherwise this tests nothing"
     for given in (lists, lists.to_iterable_dataset()):
         for loss_only in (False, True):
             best = {"metric_for_best_model": "loss"} if loss_only else {}
@@ -59,7 +61,9 @@ def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_m
 
 
 @pytest.mark.slow
-def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_path: Path) -> None:
+def test_metrics_and_predictions_of_two_processes_equal_those_of_one(
+    make_model, make_lists, processor, tmp_path: Path
+) -> None:
     """7 lists in batches of 3 on two processes: the second has one list in its last batch, or none."""
     Reranker(processor, make_model()).save_pretrained(tmp_path / "model")
     make_lists(7, 11).save_to_disk(tmp_path / "lists")
@@ -78,7 +82,7 @@ def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_pa
 
 
 @pytest.mark.slow
-def test_every_measure_of_evaluate_with_all_and_with_one_swap(make_model, make_lists, processor) -> None:
+def test_evaluate_measures_do_not_depend_on_batch_size(make_model, make_lists, processor) -> None:
     lists, model = make_lists(60, 5), make_model()
     for swaps in ("all", "one"):
         whole = evaluate(model, processor, lists, swaps=swaps, batch_size=60)

@@ -1,4 +1,4 @@
-"""Batches: what the trainer reads is what the processor encodes, each list once, wherever it stands."""
+"""Batches: the trainer reads the lists as the processor encodes them, whatever their place in a batch."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from hf_rerank.training.encoded_lists import EncodedLists, collate
 IDS = ["a", "list-17", "ü€", "list-1"]
 
 
-def coded_ids(ids: list[str]) -> torch.Tensor:
+def encode_ids(ids: list[str]) -> torch.Tensor:
     lists = RaggedLists({"L": np.zeros(len(ids), dtype=np.int64)}, {})
     return torch.from_numpy(lists.with_ids(ids).pad()["list_id"])
 
 
-def test_ids_survive_as_bytes() -> None:
-    coded = coded_ids(IDS)
+def test_ids_are_encoded_as_bytes_and_decoded() -> None:
+    coded = encode_ids(IDS)
     assert coded.dtype == torch.uint8
     assert decode_list_ids(coded) == IDS
-    assert decode_list_ids(coded_ids(["", ""])) == ["", ""]
+    assert decode_list_ids(encode_ids(["", ""])) == ["", ""]
 
 
-def test_keys_do_not_depend_on_the_batch() -> None:
-    """A batch with longer ids pads these with zeros; the keys stay, and differ from list to list."""
-    coded = coded_ids(IDS)
+def test_list_keys_do_not_depend_on_the_batch() -> None:
+    """Ids are padded with zeros next to longer ones; the keys stay the same, and differ between lists."""
+    coded = encode_ids(IDS)
     keys = hash_list_ids(coded)
     assert keys.dtype == torch.int64
     assert len(set(keys.tolist())) == len(IDS)
     for number, text in enumerate(IDS):
-        assert hash_list_ids(coded_ids([text])) == keys[number]
+        assert hash_list_ids(encode_ids([text])) == keys[number]
     assert hash_list_ids(torch.nn.functional.pad(coded, (0, 9))).equal(keys)
-    # The key by its definition: sum of byte i times the (i + 1)-th power of the FNV prime, modulo 2**64.
+    # The definition of the key: sum of byte i times the (i + 1)-th power of the FNV prime, modulo 2**64.
     expected = sum(byte * 0x100000001B3 ** (place + 1) for place, byte in enumerate(b"list-17"))
     assert (int(keys[1]) - expected) % 2**64 == 0
 
 
-def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_a_batch_equals_the_output_of_the_processor(lists: dict[str, Any], processor: ListProcessor) -> None:
     indices = [5, 0, 11]
     batch = collate(EncodedLists(lists["train"], collator_of(processor)).__getitems__(indices))
     expected = processor([lists["train"][index] for index in indices], with_labels=True)
     assert decode_list_ids(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
-    for number, index in enumerate(indices):  # the truth is for metrics, and no input of a model
+    for number, index in enumerate(indices):  # true attraction is for metrics, not a model input
         true = lists["train"][index]["attraction"]
         assert batch["attraction"][number, : len(true)].tolist() == pytest.approx(true)
     batch.pop("attraction")
@@ -60,7 +60,7 @@ def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: L
         assert tensor.equal(expected[name]), name
 
 
-def test_lists_joined_one_by_one_equal_a_whole_batch(lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_collating_single_lists_equals_a_whole_batch(lists: dict[str, Any], processor: ListProcessor) -> None:
     encoded = EncodedLists(lists["train"], collator_of(processor))
     indices = list(range(20))
     whole, joined = collate(encoded.__getitems__(indices)), collate([encoded[index] for index in indices])
@@ -71,7 +71,7 @@ def test_lists_joined_one_by_one_equal_a_whole_batch(lists: dict[str, Any], proc
         assert joined[name].equal(whole[name]), name
 
 
-def test_history_is_padded_apart_from_the_items() -> None:
+def test_history_is_padded_separately_from_items() -> None:
     schema = ListSchema(
         items=[Categorical("item_id", min_count=1)],
         history=[Categorical("seen", shares="item_id")],
@@ -94,10 +94,10 @@ def test_history_is_padded_apart_from_the_items() -> None:
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
-def test_errors_name_the_list_of_the_dataset(
+def test_errors_name_the_list_by_id_or_dataset_index(
     make_lists: Callable[..., datasets.Dataset], processor: ListProcessor, with_ids: bool
 ) -> None:
-    """The fourth of the batch is list 13 of the dataset: with ids the message has the id, without the number."""
+    """The fourth list of the batch is list 13 of the dataset: the message has its id or, without ids, its index."""
     rows = make_lists(20, 5).to_list()
     rows[13]["click"][0] = 2
     rows[14]["click"][0] = -1
@@ -114,13 +114,15 @@ def test_errors_name_the_list_of_the_dataset(
     assert EncodedLists(lists, collator_of(processor)).__getitems__([13]).rows["labels"].max() == 2
 
 
-def test_without_ids_the_number_is_the_id(lists: dict[str, Any], processor: ListProcessor) -> None:
-    """So that a list has one key wherever it stands in a batch."""
+def test_without_ids_the_dataset_index_is_the_id(lists: dict[str, Any], processor: ListProcessor) -> None:
+    """So that a list has the same key in any batch."""
     encoded = EncodedLists(lists["train"].remove_columns("list_id"), collator_of(processor))
     assert decode_list_ids(collate(encoded.__getitems__([7, 3]))["list_id"]) == ["7", "3"]
 
 
-def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: ListProcessor) -> None:
+def test_too_long_lists_are_rejected_or_truncated(
+    make_lists: Callable[..., datasets.Dataset], processor: ListProcessor
+) -> None:
     short = ListProcessor(processor.schema.replace(max_list_length=4), processor.vocabularies, processor.scales)
     lists = make_lists(12, 6)
     lengths = [len(row) for row in lists["item_id"]]

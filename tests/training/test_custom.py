@@ -1,4 +1,4 @@
-"""Losses, metrics, evaluation sets and factors of one's own, as in transformers."""
+"""Custom losses, metrics, evaluation sets and term factors, as in transformers."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
-def log_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+def custom_log_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     return binary_log_loss(outputs.logits, labels, mask=labels != -100)
 
 
-def listwise(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+def custom_softmax_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     return softmax_loss(outputs.logits, labels, mask=labels != -100)
 
 
 @pytest.mark.slow
-def test_a_loss_that_computes_the_same_trains_the_same(make_trainer: Make, make_model: Any, weights: Any) -> None:
-    """To the bit: in every pass, with part of the lists, with batches added up, and in the loss of an evaluation."""
+def test_a_custom_copy_of_the_built_in_loss_gives_identical_training(
+    make_trainer: Make, make_model: Any, weights: Any
+) -> None:
+    """Bit for bit: in every pass, with a fraction of lists, accumulated batches, and in the evaluation loss."""
     cases: tuple[dict[str, Any], ...] = (
         {},
         {"principled": "none"},
@@ -62,7 +64,7 @@ def test_a_loss_that_computes_the_same_trains_the_same(make_trainer: Make, make_
     )
     for number, options in enumerate(cases):
         found = []
-        for name, function in (("built-in", None), ("own", log_loss)):
+        for name, function in (("built-in", None), ("own", custom_log_loss)):
             model = make_model(hidden_dropout_prob=0.1)
             trainer = make_trainer(model, folder=f"{name}{number}", compute_loss_func=function, **{**SHORT, **options})
             trainer.train()
@@ -74,12 +76,12 @@ def test_a_loss_that_computes_the_same_trains_the_same(make_trainer: Make, make_
 
 
 @pytest.mark.slow
-def test_a_loss_of_ones_own_is_used_in_every_pass_and_in_evaluation(make_trainer: Make, make_model: Any) -> None:
+def test_custom_loss_is_used_in_every_pass_and_in_evaluation(make_trainer: Make, make_model: Any) -> None:
     calls: list[tuple[int, int, float]] = []
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         calls.append((len(outputs.logits), len(labels), float(labels.min())))
-        return 3 * listwise(outputs, labels)
+        return 3 * custom_softmax_loss(outputs, labels)
 
     own = make_trainer(
         make_model(hidden_dropout_prob=0.0, unknown_rate=0.0),
@@ -101,21 +103,21 @@ def test_a_loss_of_ones_own_is_used_in_every_pass_and_in_evaluation(make_trainer
     assert own.evaluate()["eval_loss"] != before
 
 
-def test_grades_go_with_a_loss_of_ones_own(make_trainer: Make, make_lists: Any) -> None:
-    """Only the built-in log-loss is for labels up to 1."""
+def test_graded_labels_are_accepted_with_a_custom_loss(make_trainer: Make, make_lists: Any) -> None:
+    """Only the built-in log loss is limited to labels up to 1."""
     rows = make_lists(32, 8).to_list()
     rows[11]["click"][2] = 4
     import datasets
 
     graded = datasets.Dataset.from_list(rows)
-    trainer = make_trainer(train_dataset=graded, eval_dataset=graded, compute_loss_func=listwise, **SHORT)
+    trainer = make_trainer(train_dataset=graded, eval_dataset=graded, compute_loss_func=custom_softmax_loss, **SHORT)
     trainer.train()
     assert np.isfinite(trainer.evaluate()["eval_loss"])
 
 
 @pytest.mark.slow
-def test_a_subclass_that_calls_the_model_trains(make_trainer: Make, make_model: Any) -> None:
-    """What is no feature never reaches ``compute_loss``; without principles this is the built-in training."""
+def test_a_subclass_with_its_own_compute_loss_trains(make_trainer: Make, make_model: Any) -> None:
+    """``compute_loss`` receives features only; without principles, the training equals the built-in one."""
     seen: set[str] = set()
 
     class Plain(RerankTrainer):
@@ -135,7 +137,7 @@ def test_a_subclass_that_calls_the_model_trains(make_trainer: Make, make_model: 
     for name, value in built_in.model.state_dict().items():
         assert value.equal(plain.model.state_dict()[name]), name
     ours, theirs = ([entry["loss"] for entry in logged(trainer)] for trainer in (built_in, plain))
-    assert theirs == pytest.approx(ours, abs=1e-3)  # upstream rounds what it logs
+    assert theirs == pytest.approx(ours, abs=1e-3)  # upstream rounds logged values
     assert plain.evaluate()["eval_lists"] == 50
 
 
@@ -143,8 +145,8 @@ def test_a_subclass_that_calls_the_model_trains(make_trainer: Make, make_model: 
 
 
 @pytest.mark.slow
-def test_metrics_of_ones_own_see_all_lists_once(make_trainer: Make, lists: dict[str, Any]) -> None:
-    """Across batches of other widths, once over all lists; or batch by batch, with ``compute_result``."""
+def test_custom_metrics_see_all_lists_exactly_once(make_trainer: Make, lists: dict[str, Any]) -> None:
+    """Once for all lists, across batches of different widths; or batch by batch, with ``compute_result``."""
     shapes: list[tuple[int, ...]] = []
 
     def at_once(prediction: EvalPrediction) -> dict[str, float]:
@@ -168,7 +170,7 @@ def test_metrics_of_ones_own_see_all_lists_once(make_trainer: Make, lists: dict[
 
     items = sum(len(row) for row in lists["validation"]["item_id"])
     trainer = make_trainer(per_device_eval_batch_size=4, compute_metrics=at_once)
-    for _ in range(2):  # nothing is left of an evaluation
+    for _ in range(2):  # an evaluation leaves no state behind
         found = trainer.evaluate()
         assert found["eval_mine"] == pytest.approx(found["eval_ndcg@5"], abs=1e-6)
         assert found["eval_my_items"] == items
@@ -183,8 +185,8 @@ def test_metrics_of_ones_own_see_all_lists_once(make_trainer: Make, lists: dict[
     assert len({width for _, width in shapes}) > 1
 
 
-def test_lists_that_fill_up_a_batch_are_not_seen() -> None:
-    """As several processes fill up the end of a stream: lists without items."""
+def test_custom_metrics_do_not_see_filler_lists() -> None:
+    """Several processes fill up the end of a stream with lists without items."""
     seen: list[Any] = []
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -202,7 +204,7 @@ def test_lists_that_fill_up_a_batch_are_not_seen() -> None:
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_by_a_metric_of_ones_own(make_trainer: Make) -> None:
+def test_best_checkpoint_by_a_custom_metric(make_trainer: Make) -> None:
     values = iter([0.2, 0.9, 0.1])
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -222,8 +224,8 @@ def test_the_best_checkpoint_by_a_metric_of_ones_own(make_trainer: Make) -> None
 
 
 @pytest.mark.slow
-def test_evaluation_sets_by_name(make_trainer: Make, make_lists: Any, lists: dict[str, Any]) -> None:
-    """The best checkpoint by one of them; each by itself in metrics, results and run."""
+def test_named_evaluation_sets(make_trainer: Make, make_lists: Any, lists: dict[str, Any]) -> None:
+    """One of them selects the best checkpoint; each is separate in metrics, results and run."""
     sets = {"a": lists["validation"], "train": make_lists(30, 9).to_iterable_dataset(num_shards=2)}
     options = {**SHORT, "load_best_model_at_end": True, "save_total_limit": None}
     options |= {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_steps": 2, "save_steps": 2}
@@ -238,7 +240,7 @@ def test_evaluation_sets_by_name(make_trainer: Make, make_lists: Any, lists: dic
     assert found["eval_a_ndcg@5"] == alone["eval_ndcg@5"]
     assert trainer.results["evaluations"].keys() == {"eval_a", "eval_train"}
     assert trainer.results["data"].keys() == {"train", "eval_a", "eval_train"}
-    assert trainer.results["data"]["train"]["lists"] == 240, "the lists that are trained on"
+    assert trainer.results["data"]["train"]["lists"] == 240, "the training lists"
     only = trainer.evaluate("a")
     assert only["eval_ndcg@5"] == alone["eval_ndcg@5"]
     with pytest.raises(InputError, match="got 'b': the trainer has evaluation lists named a, train"):
@@ -261,8 +263,8 @@ class Halve(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_factors_of_the_terms_are_in_checkpoints(make_trainer: Make, make_model: Any, weights: Any) -> None:
-    """A run that goes on after the change, without the callback, ends with the same bits."""
+def test_term_factors_are_saved_in_checkpoints(make_trainer: Make, make_model: Any, weights: Any) -> None:
+    """A run resumed after the change, without the callback, ends with the same bits."""
     options = {**SHORT, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
     halve = Halve()
     unbroken = make_trainer(make_model(hidden_dropout_prob=0.1), "unbroken", callbacks=[halve], **options)

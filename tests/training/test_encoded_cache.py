@@ -1,4 +1,4 @@
-"""The cache: the batches of ``EncodedLists`` to the bit, or nothing: no half, damaged or foreign files are read."""
+"""The cache gives the batches of ``EncodedLists`` bit for bit; partial, damaged or foreign files are never read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rich_lists(count: int, *, length: int | None = None, with_history: bool = Tr
             }
         )
     features = datasets.Dataset.from_list(rows).features
-    for name in ("seen", "minutes"):  # also where no list has any
+    for name in ("seen", "minutes"):  # also if no list has a history
         features[name] = datasets.List(datasets.Value("int64" if name == "seen" else "float64"))
     return datasets.Dataset.from_list(rows, features=features)
 
@@ -70,12 +70,12 @@ def assert_same_batches(cached: Any, encoded: Any, batches: list[list[int]]) -> 
         for name, tensor in expected.items():
             assert found[name].dtype == tensor.dtype, name
             assert found[name].shape == tensor.shape, name
-            # As bytes: also the signs of zeros.
+            # Compared as bytes, to include the signs of zeros.
             assert found[name].numpy().tobytes() == tensor.contiguous().numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("options", [{}, {"length": 4}, {"with_history": False}, {"length": 1}])
-def test_batches_equal_those_of_the_lists(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_cached_batches_equal_encoded_lists(tmp_path: Path, options: dict[str, Any]) -> None:
     lists = rich_lists(50, **options)
     processor = ListProcessor.from_lists(lists.select(range(30)), schema=RICH)
     cached = CachedLists(tmp_path, lists, collator_of(processor))
@@ -84,16 +84,16 @@ def test_batches_equal_those_of_the_lists(tmp_path: Path, options: dict[str, Any
     assert len(cached) == 50
     assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), batches)
     assert collate(cached[11]).keys() == collate(cached.__getitems__([11])).keys()
-    # A second reader finds it there, and encodes nothing.
+    # A second reader finds the cache and encodes nothing.
     assert_same_batches(
         CachedLists(tmp_path, lists, collator_of(processor)), EncodedLists(lists, collator_of(processor)), batches[:2]
     )
-    assert [path.name for path in tmp_path.iterdir()] == [cached.folder.name], "neither a lock nor another folder"
+    assert [path.name for path in tmp_path.iterdir()] == [cached.folder.name], "no lock and no other folder is left"
 
 
-def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_encoded_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_cache, "ENCODING_BATCH", 7)
-    lists = rich_lists(50).remove_columns("list_id")  # their numbers are their ids
+    lists = rich_lists(50).remove_columns("list_id")  # their indices are their ids
     processor = ListProcessor.from_lists(lists, schema=RICH)
     cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True, highest_label=1.0))
     assert_same_batches(
@@ -101,7 +101,7 @@ def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pyte
     )
 
 
-def test_lists_that_are_cut(tmp_path: Path) -> None:
+def test_truncated_lists_are_cached(tmp_path: Path) -> None:
     lists = rich_lists(40)
     processor = ListProcessor.from_lists(lists, schema=RICH.replace(max_list_length=3, max_history_length=2))
     with pytest.raises(InputError, match=r"items, but the schema allows max_list_length=3"):
@@ -111,7 +111,7 @@ def test_lists_that_are_cut(tmp_path: Path) -> None:
     assert_same_batches(cached, EncodedLists(lists, collator_of(processor, truncate=True)), [list(range(40))])
 
 
-def test_only_features_of_items(tmp_path: Path) -> None:
+def test_lists_with_item_features_only(tmp_path: Path) -> None:
     lists = rich_lists(20)
     schema = ListSchema(items=[Dense("price")], max_list_length=6)
     processor = ListProcessor.from_lists(lists, schema=schema)
@@ -123,7 +123,7 @@ def test_only_features_of_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_read_the_same(tmp_path: Path) -> None:
+def test_workers_read_the_same_batches(tmp_path: Path) -> None:
     lists = rich_lists(24)
     processor = ListProcessor.from_lists(lists, schema=RICH)
     cached = CachedLists(tmp_path, lists, collator_of(processor))
@@ -132,14 +132,14 @@ def test_workers_read_the_same(tmp_path: Path) -> None:
     for number, batch in enumerate(loader):
         for name, tensor in collate(expected.__getitems__(list(range(24))[5 * number : 5 * number + 5])).items():
             assert batch[name].equal(tensor), name
-    # As it comes to a worker that is spawned: small, whatever the files hold.
+    # As sent to a spawned worker: small, whatever the size of the files.
     pickled = pickle.dumps(cached)
     assert len(pickled) < 5_000
     assert_same_batches(pickle.loads(pickled), expected, [[3, 1, 2]])
 
 
 @pytest.mark.slow
-def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> None:
+def test_every_change_of_the_batches_creates_a_new_cache(tmp_path: Path) -> None:
     lists = rich_lists(30)
     processor = ListProcessor.from_lists(lists, schema=RICH)
 
@@ -166,12 +166,12 @@ def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> Non
         folders.add(cached.folder)
         assert_same_batches(cached, EncodedLists(other, collator_of(by, **options)), [list(range(30))])
     assert CachedLists(tmp_path, lists.select(range(30)), collator_of(processor)).folder in folders, (
-        "the same lists, seen otherwise"
+        "the same lists, selected differently"
     )
 
 
 @pytest.mark.slow
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damaged_caches_are_rejected(tmp_path: Path) -> None:
     lists = rich_lists(30)
     processor = ListProcessor.from_lists(lists, schema=RICH)
     folder = CachedLists(tmp_path, lists, collator_of(processor)).folder
@@ -197,8 +197,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
         CachedLists(tmp_path, other, collator_of(processor))
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    """A cache that is there is read, and nothing is written for that; otherwise the folder is named."""
+def test_an_unwritable_folder_is_an_error_only_if_a_cache_must_be_written(tmp_path: Path) -> None:
+    """An existing cache is read without writing anything; otherwise the error names the folder."""
     lists = rich_lists(5)
     processor = ListProcessor.from_lists(lists, schema=RICH)
     cached = CachedLists(tmp_path / "cache", lists, collator_of(processor))
@@ -210,7 +210,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file is a file: expected a folder"):
         CachedLists(tmp_path / "file", lists, collator_of(processor))
-    # A folder where its lock file belongs.
+    # A folder in place of its lock file.
     (tmp_path / "other" / f"{cached.folder.name}.lock").mkdir(parents=True)
     with pytest.raises(
         OSError, match=r"other/lists-\w+\.lock could not be written: .* choose a folder that you may write to"
@@ -219,8 +219,8 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Nth thing brought to the disk fails, for every N."""
+def test_a_full_disk_leaves_no_partial_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Nth flush to disk fails, for every N."""
     lists = rich_lists(10)
     processor = ListProcessor.from_lists(lists, schema=RICH)
     calls, fail_at, fired = 0, 0, 0
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if list((tmp_path / "cache").glob("lists-*[0-9a-f]")) and any(
             path.is_dir() for path in (tmp_path / "cache").iterdir()
         ):
-            # Only bringing the name to the disk failed: the folder is whole.
+            # Only flushing the name to disk failed: the folder is intact.
             assert_same_batches(
                 CachedLists(tmp_path / "cache", lists, collator_of(processor)),
                 EncodedLists(lists, collator_of(processor)),
@@ -259,8 +259,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("limit", [8_000, 40_000])
-def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
-    """A file system that takes no byte more: each of the files, but not the manifest, is larger than one limit."""
+def test_a_limit_on_file_size_is_reported(tmp_path: Path, limit: int) -> None:
+    """Each file except the manifest is larger than one of the limits."""
     resource = pytest.importorskip("resource")
     lists = rich_lists(2_100, length=6)
     processor = ListProcessor.from_lists(lists, schema=RICH)
@@ -274,8 +274,8 @@ def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What did not get to the disk is an error even if all that comes after it does."""
+def test_a_temporary_write_error_is_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed write is an error even if all later writes succeed."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(encoded_cache, "ENCODING_BATCH", 10)
     lists = rich_lists(40, length=6)
@@ -298,8 +298,8 @@ def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.Mo
     assert calls == 20
 
 
-def write(cache: Path, report: Path) -> None:
-    """Encodes 50 lists; half-way it says so, and waits until it may go on."""
+def write_in_steps(cache: Path, report: Path) -> None:
+    """Encodes 50 lists; reports when half done, and waits until it may continue."""
     lists = rich_lists(50)
     processor = ListProcessor.from_lists(lists, schema=RICH)
     encoded_cache.ENCODING_BATCH = 10
@@ -327,13 +327,13 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_two_at_once(tmp_path: Path) -> None:
-    """The first is killed half-way; of the next two one writes and the other waits for it, and reads what it wrote."""
+def test_killed_and_concurrent_writers(tmp_path: Path) -> None:
+    """The first is killed half way; of the next two, one writes while the other waits and then reads the result."""
     cache = tmp_path / "cache"
     killed, first, second = (tmp_path / name for name in ("killed", "first", "second"))
 
     def writer(report: Path) -> Any:
-        return warm.start(write, cache, report, log=report.with_suffix(".log"))
+        return warm.start(write_in_steps, cache, report, log=report.with_suffix(".log"))
 
     process = writer(killed)
     wait_for(killed.with_suffix(".half"))
@@ -341,13 +341,13 @@ def test_killed_and_two_at_once(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     (left,) = cache.glob(".*.tmp")
-    assert list(left.iterdir()), "the fault fired"
+    assert list(left.iterdir()), "it was killed while writing"
     writers = [writer(first)]
     wait_for(first.with_suffix(".half"))
     writers.append(writer(second))
     wait_for(second.with_suffix(".begun"))
     time.sleep(0.5)
-    assert writers[1].is_alive(), "it waits"
+    assert writers[1].is_alive(), "it waits for the first"
     assert not second.exists()
     first.with_suffix(".go").touch()
     for process in writers:
@@ -365,7 +365,7 @@ def test_killed_and_two_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_from_the_cache_ends_with_the_same_bits(
+def test_training_from_the_cache_gives_identical_weights(
     make_trainer: Any, make_model: Any, weights: Any, tmp_path: Path, lists: Any
 ) -> None:
     plain, cached = make_model(hidden_dropout_prob=0.1), make_model(hidden_dropout_prob=0.1)
@@ -378,7 +378,7 @@ def test_a_training_from_the_cache_ends_with_the_same_bits(
     trainer.train()
     assert all(value.equal(weights(plain)[name]) for name, value in weights(cached).items())
     assert first.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
-    # Lists that are measured once are not kept.
+    # Lists passed to evaluate() are not cached.
     before = sorted((tmp_path / "cache").iterdir())
     trainer.evaluate(lists["train"].select(range(5)))
     assert sorted((tmp_path / "cache").iterdir()) == before

@@ -1,4 +1,4 @@
-"""Writes that fail while a training saves: a full disk, a file in the way, a folder that may not be written to."""
+"""Writes that fail while a training saves: a full disk, a file in place of a folder, missing permission."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fill_the_disk(folder: Path, limits: tuple[int, ...], report: Path) -> None:
     before = sorted(path.name for path in folder.iterdir())
     again = kill_worker.make_trainer(folder, num_train_epochs=3, save_total_limit=None)
     results = []
-    # What is printed goes to a file, too.
+    # Printed output goes to a file, too, and would hit the limit.
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for limit in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -46,8 +46,8 @@ def fill_the_disk(folder: Path, limits: tuple[int, ...], report: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk(tmp_path: Path) -> None:
-    """A limit on the size of files makes writes fail as a full disk does, in Python, in torch and in safetensors."""
+def test_a_full_disk_is_reported_and_training_can_be_resumed(tmp_path: Path) -> None:
+    """A limit on file size makes writes fail as on a full disk, in Python, torch and safetensors."""
     folder = tmp_path / "run"
     warm.run(fill_the_disk, folder, (200, 1500, 4000), tmp_path / "report.json", log=tmp_path / "log")
     results, before, after = json.loads((tmp_path / "report.json").read_text())
@@ -58,7 +58,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert "MB are free" in result
         assert "\n" not in result
         assert ("are needed" in result) is (what == "run/checkpoint-12")
-    assert before == after, "no new name, and nothing half-written"
+    assert before == after, "no new files, and nothing partially written"
     for path in list_checkpoints(folder):
         verify_checkpoint(path)
     trainer = kill_worker.make_trainer(folder, num_train_epochs=3, save_total_limit=None)
@@ -70,7 +70,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["checkpoint", "model"])
 def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk gives out at the Nth file brought to it, for every N: all the old files are there, or all the new."""
+    """The disk fails at the Nth flush, for every N: either all old files remain, or all new ones are in place."""
     folder = tmp_path / "run"
     trainer = kill_worker.make_trainer(folder, max_steps=2)
     trainer.train()
@@ -115,19 +115,19 @@ def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeyp
         for path in (folder, *list_checkpoints(folder)):
             Reranker.from_pretrained(path)
             assert verify(path, lambda name: True, "") is not None
-    # Each file and the folder are brought to the disk, then the folder that holds the new name.
-    assert number - 1 == untouched + replaced == calls_of(what)
+    # Each file and the folder are flushed to disk, then the parent folder with the new name.
+    assert number - 1 == untouched + replaced == expected_flushes(what)
     assert replaced <= 1, "only the last call comes after the new files are in place"
 
 
-def calls_of(what: str) -> int:
-    """How often a save must bring something to the disk: each file, the folder they are in, and that of the name."""
+def expected_flushes(what: str) -> int:
+    """The number of flushes of a save: each file, their folder, and its parent folder."""
     files = 6 if what == "model" else 11
-    of_the_processor = 2  # which writes its config by itself, and brings that to the disk
+    of_the_processor = 2  # which also writes and flushes its config
     return files + 1 + 1 + 1 + of_the_processor
 
 
-def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     trainer = kill_worker.make_trainer(tmp_path / "run", max_steps=2)
     (tmp_path / "file").write_text("here first")
     with pytest.raises(InputError, match="file is a file: expected a folder"):
@@ -138,7 +138,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_reported(tmp_path: Path) -> None:
     trainer = kill_worker.make_trainer(tmp_path / "run", max_steps=2)
     (tmp_path / "run").chmod(0o500)
     with pytest.raises(OSError, match=r"run could not be written.*Permission denied"):

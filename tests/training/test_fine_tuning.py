@@ -1,4 +1,4 @@
-"""Fine-tuning: what ``adapt`` keeps, extends and re-initializes, for every model; what ``freeze`` freezes."""
+"""Fine-tuning: weights that ``adapt`` keeps, extends and re-initializes, for every model; and ``freeze``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = ListSchema(
     history=[Categorical("seen", shares="item_id"), Categorical("action", min_count=1)],
     max_list_length=3,
 )
-# What reads the item's vector of each model, said by its paper's formula and not by a shape.
+# Weights of each model that read the item's vector, from the formula in its paper and not from shapes.
 READS_ITEMS = {
     "dnn": {"positions.weight", "network.layers.0.weight"},
     "dlcm": {"widening.0.weight", "widening.2.weight", "widening.2.bias", "gru.weight_ih_l0"},
@@ -39,7 +39,7 @@ READS_ITEMS = {
 ITEM_TABLES = {"item_embedding.item_tables.0.weight", "item_embedding.item_tables.1.weight"}
 
 
-def a_list(items: list[int], brands: list[str], **columns: Any) -> dict[str, Any]:
+def make_row(items: list[int], brands: list[str], **columns: Any) -> dict[str, Any]:
     dense = {"price": [float(item) for item in items], "stars": [item / 10 for item in items]}
     return {
         "item_id": items,
@@ -53,13 +53,13 @@ def a_list(items: list[int], brands: list[str], **columns: Any) -> dict[str, Any
     }
 
 
-FIRST = [a_list([30, 10], ["b", "d"]), a_list([10, 20, 30], ["d", "b", "d"])]
+FIRST = [make_row([30, 10], ["b", "d"]), make_row([10, 20, 30], ["d", "b", "d"])]
 # Items 40 and 50 and brand e are new.
-LATER = [a_list([40, 10], ["e", "d"]), a_list([10, 50, 40], ["d", "b", "b"])]
-LONG = [a_list([10, 50, 30, 40], ["d", "b", "e", "b"])]
+LATER = [make_row([40, 10], ["e", "d"]), make_row([10, 50, 40], ["d", "b", "b"])]
+LONG = [make_row([10, 50, 30, 40], ["d", "b", "e", "b"])]
 
 
-def made(name: str, schema: ListSchema = SCHEMA, lists: list[Any] = FIRST) -> Reranker:
+def make_reranker(name: str, schema: ListSchema = SCHEMA, lists: list[Any] = FIRST) -> Reranker:
     processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
     config_class, model_class = RERANKERS[name]
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def reranker(name: str) -> Reranker:
-    return made(name)
+    return make_reranker(name)
 
 
 def scores(reranker: Reranker, lists: list[Any]) -> torch.Tensor:
@@ -83,16 +83,16 @@ def scores(reranker: Reranker, lists: list[Any]) -> torch.Tensor:
         return reranker.model(**reranker.processor(lists)).logits
 
 
-class TestTheSameColumns:
+class TestSameColumns:
     def test_new_values_and_longer_lists_change_no_score(self, reranker: Reranker) -> None:
         expected = scores(reranker, FIRST)
         old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
         tuned, report = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
-        # A longer position table is a larger matrix product, whose sums may round otherwise.
+        # A longer position table is a larger matrix product, whose sums may round differently.
         torch.testing.assert_close(scores(tuned, FIRST), expected, rtol=1e-5, atol=1e-6)
         assert report.differences == []
         assert report.dropped == []
-        # Both items once each; action and gender hold nothing new.
+        # Both new items once each; action and gender contain nothing new.
         assert {column: found["added"] for column, found in report.vocabularies.items()} == {
             "item_id": 2,
             "brand": 1,
@@ -105,7 +105,7 @@ class TestTheSameColumns:
         new = tuned.model.state_dict()
         for key in old:
             assert torch.equal(new[key][: len(old[key])] if old[key].dim() else new[key], old[key])
-        # Items 10, 20, 30 have rows 2 to 4; the two rows after them begin as the unknown value's, row 1.
+        # Items 10, 20, 30 have rows 2 to 4; the two rows after them are initialized with the unknown value's, row 1.
         assert torch.equal(
             new["item_embedding.item_tables.0.weight"][5:], old["item_embedding.item_tables.0.weight"][[1, 1]]
         )
@@ -113,7 +113,7 @@ class TestTheSameColumns:
             assert torch.equal(new[key][3:], old[key][[2, 2]])
         assert torch.isfinite(scores(tuned, LATER + LONG)).all()
 
-    def test_the_given_one_stays_as_it_was(self, reranker: Reranker) -> None:
+    def test_adapt_does_not_change_its_input(self, reranker: Reranker) -> None:
         schema, expected = reranker.processor.schema, scores(reranker, FIRST)
         tuned, _ = adapt(reranker, Dataset.from_list(LATER))
         with torch.no_grad():
@@ -124,15 +124,15 @@ class TestTheSameColumns:
         assert tuned.processor.schema.extends == (schema.fingerprint,)
 
     @pytest.mark.parametrize("first_brands", ["all missing", "all too rare"])
-    def test_rows_that_no_value_had_yet_are_new_rows_too(self, name: str, first_brands: str) -> None:
-        """``size`` reserves rows of random numbers, and a column without a value has one: no score may use them."""
+    def test_unused_table_rows_are_treated_as_new(self, name: str, first_brands: str) -> None:
+        """``size`` reserves rows of random numbers, and a column without values has one: scores must not use them."""
         rare = first_brands == "all too rare"
         brand, lists = Categorical("brand", min_count=4 if rare else 1), FIRST
         if not rare:
             lists = [{**row, "brand": [None] * len(row["brand"])} for row in FIRST]
         schema = SCHEMA.replace(items=[Categorical("item_id", min_count=1, size=20), brand, *SCHEMA.items[2:]])
-        reranker = made(name, schema, lists)
-        expected = scores(reranker, LATER)  # in which items 40 and 50 and all brands are unknown
+        reranker = make_reranker(name, schema, lists)
+        expected = scores(reranker, LATER)  # items 40 and 50 and all brands are unknown here
         tuned, report = adapt(reranker, Dataset.from_list(LATER * 4))
         assert report.vocabularies["item_id"]["added"] == 2
         assert torch.equal(scores(tuned, LATER), expected)
@@ -143,14 +143,14 @@ class TestTheSameColumns:
         assert torch.equal(new, torch.cat([old[:5], old[[1] * 15]]))
 
     @pytest.mark.slow
-    def test_twice_with_saving_in_between(self, reranker: Reranker, tmp_path: Path) -> None:
+    def test_adapting_twice_with_saving_in_between(self, reranker: Reranker, tmp_path: Path) -> None:
         expected = scores(reranker, FIRST)
         once, _ = adapt(reranker, Dataset.from_list(LATER[:1]), SCHEMA.replace(max_list_length=4))
         once.save_pretrained(tmp_path)
         twice, report = adapt(
             Reranker.from_pretrained(tmp_path), Dataset.from_list(LATER + LONG), SCHEMA.replace(max_list_length=6)
         )
-        # Item 40 and brand e came first, 50 second.
+        # Item 40 and brand e were added first, 50 second.
         assert {column: found["added"] for column, found in report.vocabularies.items()} == {
             "item_id": 1,
             "brand": 0,
@@ -165,44 +165,44 @@ class TestTheSameColumns:
         torch.testing.assert_close(scores(twice, FIRST), expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.slow
-    def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
+    def test_saved_adapted_reranker_gives_the_same_scores(self, reranker: Reranker, tmp_path: Path) -> None:
         tuned, _ = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
         tuned.save_pretrained(tmp_path)
         rows = LATER + LONG
         assert torch.equal(scores(Reranker.from_pretrained(tmp_path), rows), scores(tuned, rows))
 
-    def test_another_order_of_columns_and_a_shorter_length_are_nothing_new(self) -> None:
-        reranker = made("prm")
+    def test_column_order_and_a_shorter_length_change_nothing(self) -> None:
+        reranker = make_reranker("prm")
         other = SCHEMA.replace(items=SCHEMA.items[::-1], max_list_length=2)
-        tuned, report = adapt(reranker, Dataset.from_list([a_list([10, 30], ["b", "d"])]), other)
+        tuned, report = adapt(reranker, Dataset.from_list([make_row([10, 30], ["b", "d"])]), other)
         assert set(report.parameters.values()) == {"kept"}
         assert tuned.processor.schema.max_list_length == 3
         assert tuned.processor.schema.fingerprint == reranker.processor.schema.fingerprint
         assert torch.equal(scores(tuned, FIRST), scores(reranker, FIRST))
 
 
-class TestOtherColumns:
-    # ``stars`` gone, ``weight`` there: as wide as before, and yet the weights mean something else.
+class TestChangedColumns:
+    # ``weight`` replaces ``stars``: the same width, but a different meaning of the weights.
     swapped = SCHEMA.replace(items=[*SCHEMA.items[:3], Dense("weight")])
     lists = Dataset.from_list([{**row, "weight": [1.0, 2.0, 4.0][: len(row["item_id"])]} for row in LATER])
 
-    def test_are_refused_with_all_that_differs(self) -> None:
+    def test_changed_columns_are_rejected_with_all_differences(self) -> None:
         other = self.swapped.replace(
             items=[*self.swapped.items[:1], Categorical("brand", hash_size=8), *self.swapped.items[2:]], user=[]
         )
         with pytest.raises(InputError) as refused:
-            adapt(made("dnn"), self.lists, other)
-        for told in (
+            adapt(make_reranker("dnn"), self.lists, other)
+        for message in (
             "item column 'stars' (dense(scale='standard', missing='mean')) is missing",
             "item column 'weight' (dense(scale='standard', missing='mean')) is new",
             "item column 'brand' is categorical(hash_size=8), was categorical",
             "user column 'gender' (categorical) is missing",
             "reinitialize=True",
         ):
-            assert told in str(refused.value)
+            assert message in str(refused.value)
         assert "\n" not in str(refused.value)
 
-    def test_only_what_reads_them_is_reinitialized(self, name: str, reranker: Reranker) -> None:
+    def test_only_weights_that_read_changed_columns_are_reinitialized(self, name: str, reranker: Reranker) -> None:
         old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
         tuned, report = adapt(reranker, self.lists, self.swapped, reinitialize=True)
         expected = READS_ITEMS[name]
@@ -212,7 +212,7 @@ class TestOtherColumns:
         new = tuned.model.state_dict()
         for key in report.names("kept"):
             assert torch.equal(new[key], old[key]), key
-        for key in expected - {"widening.2.bias"}:  # biases are drawn as zeros, and a new model has no others
+        for key in expected - {"widening.2.bias"}:  # new biases are zeros, so that they may be equal
             assert not torch.equal(new[key], old[key]), key
         for key in ITEM_TABLES:
             assert torch.equal(new[key][: len(old[key])], old[key])
@@ -220,8 +220,8 @@ class TestOtherColumns:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("changed", ["items", "user", "history"])
-    def test_another_order_of_the_parts_that_stayed_is_none(self, name: str, changed: str) -> None:
-        """Weights that are kept read the columns in the order that they know."""
+    def test_column_order_of_unchanged_parts_does_not_matter(self, name: str, changed: str) -> None:
+        """Kept weights read the columns in their original order."""
         schema = SCHEMA.replace(
             user=[*SCHEMA.user, Dense("age"), Dense("income")], history=[*SCHEMA.history, Dense("minutes")]
         )
@@ -230,7 +230,7 @@ class TestOtherColumns:
             [{**row, **columns, "shop": columns["shop"][: len(row["item_id"])]} for row in rows]  # type: ignore[index]
             for rows in (FIRST, LATER)
         )
-        reranker = made(name, schema, first)
+        reranker = make_reranker(name, schema, first)
         new = {
             changed: [*getattr(schema, changed), Dense({"items": "shop", "user": "city", "history": "paid"}[changed])]
         }
@@ -242,13 +242,13 @@ class TestOtherColumns:
             assert len(report.differences) == 1
             found.append(scores(tuned, first))
         assert torch.equal(*found)
-        if changed == "history" and name not in ("pear", "raise"):  # which alone read it
+        if changed == "history" and name not in ("pear", "raise"):  # the only models that read it
             assert torch.equal(found[1], scores(reranker, first))
 
-    def test_a_history_that_shares_a_table_which_changed(self) -> None:
-        """The table of item_id is another one, so what reads the history through it is re-initialized."""
+    def test_history_weights_are_reinitialized_if_their_shared_table_changes(self) -> None:
+        """The table of item_id is replaced, so weights that read the history through it are re-initialized."""
         other = SCHEMA.replace(items=[Categorical("item_id", hash_size=9), *SCHEMA.items[1:]])
-        tuned, report = adapt(made("pear"), Dataset.from_list(LATER), other, reinitialize=True)
+        tuned, report = adapt(make_reranker("pear"), Dataset.from_list(LATER), other, reinitialize=True)
         assert [text.split(" is ")[0] for text in report.differences] == [
             "item column 'item_id'",
             "history column 'seen'",
@@ -256,8 +256,8 @@ class TestOtherColumns:
         assert {"item_network.0.weight", "history_network.0.weight"} <= set(report.names("re-initialized"))
         assert torch.isfinite(scores(tuned, LATER)).all()
 
-    def test_more_columns_of_every_part(self, reranker: Reranker) -> None:
-        """A new categorical column in front: old tables move, and keep their rows by name."""
+    def test_new_columns_in_every_part_keep_the_old_tables(self, reranker: Reranker) -> None:
+        """A new categorical column comes first: old tables move, and keep their rows."""
         other = SCHEMA.replace(
             items=[Categorical("shop", min_count=1), *SCHEMA.items],
             user=[Dense("age"), *SCHEMA.user],
@@ -275,13 +275,13 @@ class TestOtherColumns:
             before = old[f"item_embedding.item_tables.{number}.weight"]
             assert torch.equal(new[f"item_embedding.item_tables.{number + 1}.weight"][: len(before)], before)
         assert torch.isfinite(scores(tuned, lists.to_list())).all()
-        # Scales: of the first lists for columns that stayed (price: 30, 10, 10, 20, 30), of the later for new ones.
+        # Scales: of the first lists for kept columns (price: 30, 10, 10, 20, 30), of the later ones for new columns.
         assert tuned.processor.scales["price"].mean == pytest.approx(20.0)
         assert tuned.processor.scales["age"].mean == pytest.approx(3.0)
 
-    def test_columns_that_are_gone_take_their_tables_along(self) -> None:
-        """Without item_id the brand's table comes first; RAISE without a history loses what reads it."""
-        reranker = made("raise")
+    def test_tables_of_removed_columns_are_dropped(self) -> None:
+        """Without item_id, the brand's table comes first; without a history, RAISE loses the weights that read it."""
+        reranker = make_reranker("raise")
         brand = reranker.model.state_dict()["item_embedding.item_tables.1.weight"].clone()
         other = SCHEMA.replace(items=SCHEMA.items[1:], history=[])
         tuned, report = adapt(reranker, Dataset.from_list(LATER), other, reinitialize=True)
@@ -294,16 +294,16 @@ class TestOtherColumns:
         assert torch.equal(tuned.model.state_dict()["item_embedding.item_tables.0.weight"][: len(brand)], brand)
         assert torch.isfinite(scores(tuned, LATER)).all()
 
-    def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
+    def test_saved_adapted_reranker_gives_the_same_scores(self, reranker: Reranker, tmp_path: Path) -> None:
         tuned, _ = adapt(reranker, self.lists, self.swapped, reinitialize=True)
         tuned.save_pretrained(tmp_path)
         rows = self.lists.to_list()
         assert torch.equal(scores(Reranker.from_pretrained(tmp_path), rows), scores(tuned, rows))
 
-    def test_nothing_in_common_is_refused(self) -> None:
+    def test_schemas_without_common_item_columns_are_rejected(self) -> None:
         other = ListSchema(items=[Dense("weight")])
         with pytest.raises(InputError, match="share no item column"):
-            adapt(made("dnn"), self.lists, other, reinitialize=True)
+            adapt(make_reranker("dnn"), self.lists, other, reinitialize=True)
 
 
 @pytest.mark.parametrize(
@@ -328,13 +328,13 @@ class TestOtherColumns:
         ),
     ],
 )
-def test_something_else_was_given(step: Any, message: str) -> None:
+def test_wrong_argument_types_are_rejected(step: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        step(made("prm"), Dataset.from_list(LATER))
+        step(make_reranker("prm"), Dataset.from_list(LATER))
 
 
 class TestFreeze:
-    def test_groups_hold_every_parameter_once(self, reranker: Reranker) -> None:
+    def test_groups_contain_every_parameter_once(self, reranker: Reranker) -> None:
         found = [
             freeze(made_again, group) for group in ("tables", "encoder", "output") for made_again in [_copy(reranker)]
         ]
@@ -345,8 +345,8 @@ class TestFreeze:
         last = dict(reranker.model.named_parameters())
         assert {last[key].shape[0] for key in found[2]} == {1}
 
-    def test_modules_parameters_and_patterns(self) -> None:
-        model = made("prm").model
+    def test_freeze_accepts_modules_parameters_and_patterns(self) -> None:
+        model = make_reranker("prm").model
         assert freeze(model, "scorer") == ["scorer.weight", "scorer.bias"]
         assert freeze(model, "positions.weight") == ["positions.weight", "scorer.weight", "scorer.bias"]
         frozen = freeze(model, "blocks.0.*_norm.bias")
@@ -355,16 +355,16 @@ class TestFreeze:
             "blocks.0.output_norm.bias",
         }
 
-    def test_a_name_without_a_match_freezes_nothing(self) -> None:
-        model = made("prm").model
+    def test_a_name_without_a_match_is_rejected_and_freezes_nothing(self) -> None:
+        model = make_reranker("prm").model
         with pytest.raises(InputError, match=r"nothing to freeze is called 'encodr'.*encoder"):
             freeze(model, "tables", "encodr")
         with pytest.raises(InputError, match="nothing is left to train"):
             freeze(model, "tables", "encoder", "output")
         assert all(value.requires_grad for value in model.parameters())
 
-    def test_training_leaves_frozen_parts_alone_and_moves_all_others(self, tmp_path: Path) -> None:
-        tuned, _ = adapt(made("prm"), Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
+    def test_training_updates_exactly_the_parameters_that_are_not_frozen(self, tmp_path: Path) -> None:
+        tuned, _ = adapt(make_reranker("prm"), Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
         frozen = set(freeze(tuned.model, "tables", "blocks.0"))
         before = {key: value.clone() for key, value in tuned.model.state_dict().items()}
         trainer = RerankTrainer(
@@ -386,7 +386,7 @@ class TestFreeze:
         )
         trainer.train()
         same = {key for key, value in tuned.model.state_dict().items() if torch.equal(value, before[key])}
-        # The scores' common bias has no gradient under a softmax, but does under the log loss: it moves too.
+        # The scores' common bias has no gradient under a softmax, but does under the log loss: it changes too.
         assert same == frozen
 
 
@@ -400,8 +400,8 @@ def run(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-def csv_of(number_of_lists: int, first_item: int, first_list: int, liked: float) -> str:
-    """Lists of four items with four prices, of which the item with the price ``liked`` is clicked."""
+def make_csv(number_of_lists: int, first_item: int, first_list: int, liked: float) -> str:
+    """Lists of four items with four prices; the item with the price ``liked`` is clicked."""
     random = np.random.default_rng(first_item)
     lines = ["request,user,item_id,price,click,rank"]
     for number in range(first_list, first_list + number_of_lists):
@@ -413,7 +413,7 @@ def csv_of(number_of_lists: int, first_item: int, first_list: int, liked: float)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned to rank the cheapest item first; lists of other items where the dearest is clicked."""
+    """A model trained to rank the cheapest item first, and lists of other items where the dearest is clicked."""
     folder = tmp_path_factory.mktemp("fine_tuning")
     schema = ListSchema(
         items=[Categorical("item_id"), Dense("price")],
@@ -424,7 +424,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_list_length=4,
     )
     for name, first_item, liked in (("first", 0, 1.5), ("second", 1000, 8.0)):
-        (folder / f"{name}.csv").write_text(csv_of(300, first_item, 0, liked))
+        (folder / f"{name}.csv").write_text(make_csv(300, first_item, 0, liked))
         schema.save(folder / "schema.json")
         options = ["--schema", folder / "schema.json", "--output-dir", folder / name]
         assert run("prepare", "own", "--input", folder / f"{name}.csv", *options) == 0
@@ -439,7 +439,7 @@ TRAIN = [
 ]
 
 
-def first_is_clicked(model: Path, lists: Path) -> float:
+def share_of_clicks_ranked_first(model: Path, lists: Path) -> float:
     """Share of the test lists whose clicked item is ranked first."""
     test = load_lists(lists)["test"]
     ranked = Reranker.from_pretrained(model).rerank(list(test))
@@ -448,9 +448,9 @@ def first_is_clicked(model: Path, lists: Path) -> float:
 
 class TestCommand:
     @pytest.mark.slow
-    def test_it_goes_on_from_a_saved_model(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert first_is_clicked(folder / "run", folder / "first") > 0.9
-        assert first_is_clicked(folder / "run", folder / "second") < 0.1
+    def test_train_command_fine_tunes_a_saved_model(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert share_of_clicks_ranked_first(folder / "run", folder / "first") > 0.9
+        assert share_of_clicks_ranked_first(folder / "run", folder / "second") < 0.1
         arguments = ["--from", folder / "run", "--data", folder / "second", "--output-dir", folder / "tuned"]
         assert run("train", *arguments, "--freeze", "positions", *TRAIN) == 0
         printed = capsys.readouterr().out
@@ -460,12 +460,12 @@ class TestCommand:
         assert "frozen: positions.weight\n" in printed
         assert "before" in printed
         assert "fine-tuned" in printed
-        assert first_is_clicked(folder / "tuned", folder / "second") > 0.9
+        assert share_of_clicks_ranked_first(folder / "tuned", folder / "second") > 0.9
         first, tuned = (Reranker.from_pretrained(folder / name).model for name in ("run", "tuned"))
         assert torch.equal(first.positions.weight, tuned.positions.weight)
 
     @pytest.mark.slow
-    def test_other_columns_only_on_request(
+    def test_changed_columns_require_reinitialize(
         self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         text = (folder / "second.csv").read_text().replace("price", "cost")
@@ -475,12 +475,14 @@ class TestCommand:
         assert run("prepare", "own", "--input", tmp_path / "other.csv", *options) == 0
         arguments = ["--from", folder / "run", "--data", tmp_path / "other", "--output-dir", tmp_path / "tuned"]
         assert run("train", *arguments, *TRAIN) == 2
-        told = capsys.readouterr().err
-        assert "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in told
-        assert "--reinitialize" in told
+        message = capsys.readouterr().err
+        assert (
+            "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in message
+        )
+        assert "--reinitialize" in message
         assert run("train", *arguments, "--reinitialize", *TRAIN) == 0
         assert "re-initialized: positions.weight, network.layers.0.weight\n" in capsys.readouterr().out
-        assert first_is_clicked(tmp_path / "tuned", tmp_path / "other") > 0.9
+        assert share_of_clicks_ranked_first(tmp_path / "tuned", tmp_path / "other") > 0.9
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -495,18 +497,20 @@ class TestCommand:
             ("--from {0}/nowhere", "nowhere"),
         ],
     )
-    def test_mistakes(self, folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_wrong_commands_are_rejected(
+        self, folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         options = ["--data", folder / "second", "--output-dir", folder / "never"]
         assert run("train", *arguments.format(folder).split(), *options) == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
-        assert len(said) == 1
-        assert message in said[0]
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+        assert len(errors) == 1
+        assert message in errors[0]
         assert not (folder / "never").exists()
 
-    def test_not_into_its_own_folder(
+    def test_output_into_the_folder_of_the_model_is_rejected(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Nor by another name of it; nothing in it changes."""
+        """Also under another name of the folder; nothing in it changes."""
         saved = shutil.copytree(folder / "run", tmp_path / "run")
         monkeypatch.chdir(tmp_path)
         before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
@@ -516,10 +520,10 @@ class TestCommand:
 
 
 @pytest.mark.slow
-def test_the_script_of_a_newcomer(
+def test_fine_tune_script(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``scripts/fine_tune.py`` as it stands: from the CSV to a model that ranks the dearest item first."""
+    """``scripts/fine_tune.py``, unchanged: from the CSV to a model that ranks the dearest item first."""
     script = str(Path(__file__).parents[2] / "scripts" / "fine_tune.py")
     options = ["--model", str(folder / "run"), "--lists", str(folder / "second.csv")]
     options += ["--output-dir", str(tmp_path / "tuned"), "--epochs", "5", "--learning-rate", "0.02"]
@@ -529,4 +533,4 @@ def test_the_script_of_a_newcomer(
     assert "item_id: 40 new values" in printed
     assert "before" in printed
     assert "after" in printed
-    assert first_is_clicked(tmp_path / "tuned", folder / "second") > 0.9
+    assert share_of_clicks_ranked_first(tmp_path / "tuned", folder / "second") > 0.9

@@ -1,6 +1,6 @@
-"""The guard: from the first loss or gradient that is not finite on, no weight changes, and the training soon stops.
+"""The guard: after the first loss or gradient that is not finite, no weight changes and training stops soon.
 
-On a GPU nothing waits for the flag; here ``guard.at_every_step = False`` makes the CPU do the same.
+On a GPU, no step waits for the flag; here ``guard.at_every_step = False`` makes the CPU do the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_rerank.processing.collator import decode_list_ids
 
 Make = Callable[..., RerankTrainer]
 BAD = 4
-# One of these comes at the end of step 6; the others never do.
+# One of these happens at the end of step 6; the others never.
 NEVER = {"logging_strategy": "no", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 STOPS = {
     "log": {"logging_strategy": "steps", "logging_steps": 6},
@@ -50,7 +50,7 @@ class Breaking(RerankTrainer):
 
 
 class Keep(TrainerCallback):
-    """Copies of weights and optimizer state after each step; breaks a gradient at step ``BAD`` if asked to."""
+    """Copies weights and optimizer state after each step; optionally breaks a gradient at step ``BAD``."""
 
     def __init__(self, broken: str) -> None:
         self.broken, self.states = broken, []
@@ -68,13 +68,13 @@ class Keep(TrainerCallback):
         self.states.append((weights, copy.deepcopy(optimizer.state_dict()["state"])))
 
 
-def equal(one: Any, other: Any) -> bool:
+def are_equal(one: Any, other: Any) -> bool:
     if torch.is_tensor(one):
         return one.equal(other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(are_equal(one[key], other[key]) for key in one)
     if isinstance(one, tuple):
-        return all(map(equal, one, other))
+        return all(map(are_equal, one, other))
     return one == other
 
 
@@ -93,31 +93,31 @@ def breaking_trainer(make_trainer: Make, broken: str, **options: Any) -> tuple[B
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_no_update_from_the_first_bad_step_on(make_trainer: Make, broken: str) -> None:
-    """It runs on to the next log, evaluation, save or to its end, and stops there."""
+def test_no_weight_is_updated_after_the_first_non_finite_step(make_trainer: Make, broken: str) -> None:
+    """Training runs on to the next log, evaluation, save or its end, and stops there."""
     for number, (where, options) in enumerate(STOPS.items()):
         trainer, keep = breaking_trainer(make_trainer, broken, folder=f"run{number}", **options)
-        assert trainer.guard.at_every_step, "on the CPU"
+        assert trainer.guard.at_every_step, "the default on the CPU"
         trainer.guard.at_every_step = False
         with pytest.raises(TrainingStopped, match=f"not finite at step {BAD}") as caught:
             trainer.train()
         last = 8 if where == "the end of the training" else 6
         assert trainer.state.global_step == last, where
         assert len(keep.states) == last
-        assert not equal(keep.states[BAD - 3][0], keep.states[BAD - 2][0]), "before, every step changed something"
+        assert not are_equal(keep.states[BAD - 3][0], keep.states[BAD - 2][0]), "earlier steps changed weights"
         for state in keep.states[BAD - 1 :]:
-            assert equal(state, keep.states[BAD - 2]), where
+            assert are_equal(state, keep.states[BAD - 2]), where
         message = str(caught.value)
         assert "\n" not in message
         if broken == "loss":
             assert "task_loss is nan, convergence_loss is nan, adversarial_loss is nan" in message
-            # The second list of the batch in each of the three passes, whichever lists those are.
+            # The second list of the batch in each of the three passes.
             assert "lists with scores that are not finite: list-1-" in message
         else:
             assert "the gradient is not finite" in message
             assert "lists of the batch: list-1-" in message
-            assert "and 11 more" in message, "16 lists a batch, five are named"
-            assert "which overflows" not in message, "by now the gradients are those of a later step"
+            assert "and 11 more" in message, "five of 16 lists are named"
+            assert "which overflows" not in message, "the gradients are already those of a later step"
         folder = Path(str(trainer.args.output_dir))
         assert not folder.exists() or [path for path in folder.iterdir() if path.is_dir()] == []
         with pytest.raises(TrainingStopped, match=f"at step {BAD}"):
@@ -126,19 +126,19 @@ def test_no_update_from_the_first_bad_step_on(make_trainer: Make, broken: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_an_optimizer_that_knows_no_flag_stops_at_once(make_trainer: Make, broken: str) -> None:
+def test_optimizers_without_a_flag_stop_at_once(make_trainer: Make, broken: str) -> None:
     for number, options in enumerate(({"optim": "adamw_torch"}, {"optim": "sgd"}, {})):
         trainer, keep = breaking_trainer(make_trainer, broken, folder=f"run{number}", **options)
-        trainer.guard.at_every_step = not options  # the last: fused, on the CPU
+        trainer.guard.at_every_step = not options  # the last case: fused, on the CPU
         with pytest.raises(TrainingStopped, match=f"not finite at step {BAD}") as caught:
             trainer.train()
         assert len(keep.states) == BAD - 1
-        assert equal(dict(trainer.model.state_dict()), keep.states[-1][0])
+        assert are_equal(dict(trainer.model.state_dict()), keep.states[-1][0])
         if broken == "gradient":
             assert "that of scorer.weight" in str(caught.value)
 
 
-def test_the_lists_of_the_bad_batch_are_named_however_many_steps_follow(make_trainer: Make) -> None:
+def test_lists_of_the_bad_batch_are_named_even_after_further_steps(make_trainer: Make) -> None:
     seen: list[list[str]] = []
 
     class Noting(Breaking):
@@ -155,8 +155,8 @@ def test_the_lists_of_the_bad_batch_are_named_however_many_steps_follow(make_tra
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(make_trainer: Make, weights: Any) -> None:
-    """The flag is that of one training."""
+def test_a_stopped_training_resumes_from_its_checkpoint(make_trainer: Make, weights: Any) -> None:
+    """The flag is reset for each training."""
     options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
     unbroken, _ = breaking_trainer(make_trainer, "nothing", folder="unbroken", **options)
     unbroken.train()
@@ -167,5 +167,5 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(make_trainer: M
     trainer.broken = "nothing"
     trainer.train(resume_from_checkpoint="last")
     assert trainer.resumed_step == BAD - 1
-    assert equal(weights(trainer.model), weights(unbroken.model))
+    assert are_equal(weights(trainer.model), weights(unbroken.model))
     trainer.save_model()

@@ -1,4 +1,4 @@
-"""A training goes on from any of its checkpoints, again and again, to the bits of an unbroken one."""
+"""A training resumed from any of its checkpoints, even repeatedly, equals an unbroken one bit for bit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from hf_rerank.training.checkpoints import list_checkpoints
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chain", [(1, 4, 5, 6, 9), (3, 10), (2, 7, 8)])
-def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: tuple[int, ...]) -> None:
-    """Steps 5 and 10 end a pass; each training goes on from one that had gone on itself."""
+def test_resuming_at_any_step_repeatedly_gives_identical_results(
+    unbroken: Path, tmp_path: Path, chain: tuple[int, ...]
+) -> None:
+    """Steps 5 and 10 end an epoch; each training resumes from one that was itself resumed."""
     expected = json.loads(unbroken.with_name("outcome.json").read_text())
     source = unbroken
     for number, step in enumerate(chain):
@@ -22,7 +24,7 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
         trainer = kill_worker.make_trainer(folder, seed=9, **kill_worker.EVERY_STEP)
         checkpoint = source / f"checkpoint-{step}"
         trainer.train(resume_from_checkpoint=str(checkpoint))
-        if step == 10:  # nothing was left to do, and nothing was done
+        if step == 10:  # nothing was left to do
             assert list_checkpoints(folder) == []
             assert kill_worker.digest(dict(trainer.model.state_dict())) == expected["model"]
             continue
@@ -32,8 +34,8 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
 
 
 @pytest.mark.slow
-def test_nothing_is_trained_after_a_last_step_in_the_middle_of_a_pass(tmp_path: Path) -> None:
-    """Upstream would train a step more."""
+def test_resuming_a_finished_training_mid_epoch_trains_no_further_step(tmp_path: Path) -> None:
+    """Upstream would train one more step."""
     options = {**kill_worker.EVERY_STEP, "max_steps": 7}
     kill_worker.train(tmp_path / "run", options, tmp_path / "outcome.json")
     expected = json.loads((tmp_path / "outcome.json").read_text())

@@ -1,4 +1,4 @@
-"""Vocabularies that grow: what a processor learns from later lists, and every model with longer tables."""
+"""Growing vocabularies: processors extended with later lists, and every model with longer tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA = ListSchema(
 )
 
 
-def a_list(items: list[int], brands: list[str | None], gender: str, seen: list[int], actions: list[str]) -> Any:
+def make_row(items: list[int], brands: list[str | None], gender: str, seen: list[int], actions: list[str]) -> Any:
     return {
         "item_id": items,
         "brand": brands,
@@ -46,12 +46,12 @@ def a_list(items: list[int], brands: list[str | None], gender: str, seen: list[i
 
 
 FIRST = [
-    a_list([30, 10], ["b", "d"], "m", [20], ["pv"]),
-    a_list([10, 20, 30], ["d", "b", "d"], "f", [10, 30], ["pv", "buy"]),
+    make_row([30, 10], ["b", "d"], "m", [20], ["pv"]),
+    make_row([10, 20, 30], ["d", "b", "d"], "f", [10, 30], ["pv", "buy"]),
 ]
 LATER = [
-    a_list([40, 5], ["a", "c"], "x", [7], ["cart"]),
-    a_list([10, 40, 5], ["c", "e", "d"], "m", [40, 7], ["pv", "cart"]),
+    make_row([40, 5], ["a", "c"], "x", [7], ["cart"]),
+    make_row([10, 40, 5], ["c", "e", "d"], "m", [40, 7], ["pv", "cart"]),
 ]
 
 
@@ -60,16 +60,16 @@ def processor() -> ListProcessor:
     return ListProcessor.from_lists(Dataset.from_list(FIRST), schema=SCHEMA)
 
 
-def rows_of(processor: ListProcessor, feature: str, values: list[Any]) -> list[int]:
+def table_rows_of(processor: ListProcessor, feature: str, values: list[Any]) -> list[int]:
     import pyarrow as pa
 
     return processor.vocabularies[feature].look_up(pa.array(values), feature).tolist()
 
 
-class TestProcessor:
-    def test_new_values_follow_the_old_ones_in_their_own_order(self, processor: ListProcessor) -> None:
-        # Of the first lists: item_id 10, 20, 30 have rows 2, 3, 4; brands b and d (twice each) rows 2 and 3.
-        assert rows_of(processor, "item_id", [10, 20, 30, 5]) == [2, 3, 4, 1]
+class TestExtendedProcessor:
+    def test_new_values_get_rows_after_the_old_ones_in_sorted_order(self, processor: ListProcessor) -> None:
+        # First lists: item_id 10, 20, 30 have rows 2, 3, 4; brands b and d (twice each) rows 2 and 3.
+        assert table_rows_of(processor, "item_id", [10, 20, 30, 5]) == [2, 3, 4, 1]
         report = processor.extend(Dataset.from_list(LATER))
         # item_id: 5 and 40 in lists, 7 in a history that shares the table. c twice; a and e once, which is too rare.
         assert report == {
@@ -78,38 +78,38 @@ class TestProcessor:
             "gender": {"added": 1, "rare": 0},
             "action": {"added": 1, "rare": 0},
         }
-        assert rows_of(processor, "item_id", [10, 20, 30, 5, 7, 40, 50]) == [2, 3, 4, 5, 6, 7, 1]
-        assert rows_of(processor, "brand", ["b", "d", "c", "a", "e"]) == [2, 3, 4, 1, 1]
-        assert rows_of(processor, "gender", ["f", "m", "x"]) == [2, 3, 4]
+        assert table_rows_of(processor, "item_id", [10, 20, 30, 5, 7, 40, 50]) == [2, 3, 4, 5, 6, 7, 1]
+        assert table_rows_of(processor, "brand", ["b", "d", "c", "a", "e"]) == [2, 3, 4, 1, 1]
+        assert table_rows_of(processor, "gender", ["f", "m", "x"]) == [2, 3, 4]
         sizes = {feature.name: feature.size for feature in (*processor.schema.items[:2], *processor.schema.history)}
         assert sizes == {"item_id": 8, "brand": 5, "seen": 8, "action": 5}
 
-    def test_the_same_lists_again_change_nothing(self, processor: ListProcessor) -> None:
+    def test_extending_with_the_same_lists_again_changes_nothing(self, processor: ListProcessor) -> None:
         processor.extend(Dataset.from_list(LATER))
         schema, fit_report = processor.schema, processor.fit_report
         report = processor.extend(Dataset.from_list(LATER))
         assert {found["added"] for found in report.values()} == {0}
         assert (processor.schema, processor.fit_report) == (schema, fit_report)
 
-    def test_scales_stay_and_the_fingerprint_tells_where_it_came_from(self, processor: ListProcessor) -> None:
+    def test_extending_keeps_scales_and_records_former_fingerprints(self, processor: ListProcessor) -> None:
         scales, before = dict(processor.scales), processor.schema.fingerprint
         processor.extend(Dataset.from_list(LATER))
         middle = processor.schema.fingerprint
-        processor.extend(Dataset.from_list([a_list([60, 61], ["c", "c"], "m", [], [])]))
+        processor.extend(Dataset.from_list([make_row([60, 61], ["c", "c"], "m", [], [])]))
         assert processor.scales == scales
         assert processor.schema.extends == (before, middle)
-        # item_id, brand, colour, gender, action; each with rows of padding and the unknown value.
+        # item_id, brand, colour, gender, action; each with rows for padding and the unknown value.
         assert processor.schema.rows_before == ((5, 4, 5, 4, 4), (8, 5, 5, 5, 5))
         assert ListSchema.from_dict(processor.schema.to_dict()) == processor.schema
         assert "rows_before" not in SCHEMA.to_dict()
         assert len({before, middle, processor.schema.fingerprint}) == 3
 
-    def test_saved_and_loaded_it_is_the_same(self, processor: ListProcessor, tmp_path: Path) -> None:
+    def test_extended_processor_is_saved_and_loaded(self, processor: ListProcessor, tmp_path: Path) -> None:
         processor.extend(Dataset.from_list(LATER))
         processor.save_pretrained(tmp_path)
         loaded = ListProcessor.from_pretrained(tmp_path)
         assert loaded.schema == processor.schema
-        assert rows_of(loaded, "item_id", [40, 5, 10]) == [7, 5, 2]
+        assert table_rows_of(loaded, "item_id", [40, 5, 10]) == [7, 5, 2]
         assert loaded.fit_report == processor.fit_report
 
     def test_wrong_lists_change_nothing(self, processor: ListProcessor) -> None:
@@ -122,7 +122,7 @@ class TestProcessor:
         with pytest.raises(InputError, match="'item_id' holds text, but the processor was fitted on integers"):
             processor.extend(Dataset.from_list(as_text))
         assert processor.schema == schema
-        assert rows_of(processor, "item_id", [40]) == [1]
+        assert table_rows_of(processor, "item_id", [40]) == [1]
 
 
 def scores(model: PreTrainedReranker, processor: ListProcessor) -> torch.Tensor:
@@ -142,7 +142,7 @@ def model(model_name: str, processor: ListProcessor) -> PreTrainedReranker:
     return model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[model_name]))
 
 
-class TestEveryModel:
+class TestResizedModels:
     def test_longer_tables_keep_their_rows_and_every_score(
         self, model: PreTrainedReranker, processor: ListProcessor
     ) -> None:
@@ -160,13 +160,13 @@ class TestEveryModel:
             if value.dim() and len(value) > rows:
                 longer += 1
                 assert torch.equal(value[rows:], before[name][1].expand(len(value) - rows, -1))
-        # item_id, brand, gender; and action of a model that reads the history
+        # item_id, brand, gender; and action in models that read the history
         assert longer == 3 + ("history" in " ".join(before))
         Reranker(processor, model)
 
     @pytest.mark.parametrize("again", [False, True], ids=["at once", "saved and loaded in between"])
-    def test_rows_that_no_value_had_yet_are_new_rows_too(self, model_name: str, again: bool, tmp_path: Path) -> None:
-        """``size`` reserves rows of random numbers, and a column of missing values has one: no score may use them."""
+    def test_unused_table_rows_are_treated_as_new(self, model_name: str, again: bool, tmp_path: Path) -> None:
+        """``size`` reserves rows of random numbers, a column of missing values has one: scores must not use them."""
         schema = SCHEMA.replace(items=[Categorical("item_id", min_count=1, size=20), *SCHEMA.items[1:]])
         lists = [{**row, "brand": [None] * len(row["brand"])} for row in FIRST]
         processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
@@ -182,17 +182,17 @@ class TestEveryModel:
                 processor = ListProcessor.from_pretrained(tmp_path)
         model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
-        # Items 10, 20, 30 have rows 2 to 4 of the 20; those after them were random.
+        # Items 10, 20, 30 have rows 2 to 4 of the 20; the rows after them were random.
         longer = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
         assert longer.shape == table.shape
         assert torch.equal(longer[:5], table[:5])
         assert torch.equal(longer[5:], table[[1]].expand(15, -1))
         Reranker(processor, model)
 
-    def test_a_processor_that_does_not_say_which_rows_were_in_use(
+    def test_a_processor_without_rows_before_extends_tables_only(
         self, model: PreTrainedReranker, processor: ListProcessor
     ) -> None:
-        """As earlier versions saved it: tables grow as they did then."""
+        """As saved by earlier versions: tables grow as they did then."""
         expected = scores(model, processor)
         processor.extend(Dataset.from_list(LATER[:1] * 2))
         processor.schema = processor.schema.replace(rows_before=())
@@ -219,7 +219,7 @@ class TestEveryModel:
         loaded = Reranker.from_pretrained(tmp_path)
         assert torch.equal(scores(loaded.model, loaded.processor), scores(model, processor))
 
-    def test_a_schema_that_grew_from_another_is_refused(
+    def test_a_schema_extended_from_another_is_rejected(
         self, model: PreTrainedReranker, processor: ListProcessor
     ) -> None:
         other = ListProcessor.from_lists(Dataset.from_list(LATER), schema=SCHEMA)
@@ -229,13 +229,15 @@ class TestEveryModel:
             model.resize_embeddings(other.schema)
         assert model.config.item_vocab_sizes == sizes
 
-    def test_nothing_new_is_nothing_done(self, model: PreTrainedReranker, processor: ListProcessor) -> None:
+    def test_resizing_without_new_values_changes_nothing(
+        self, model: PreTrainedReranker, processor: ListProcessor
+    ) -> None:
         tables = [id(value) for value in model.parameters()]
         model.resize_embeddings(processor.schema)
         assert [id(value) for value in model.parameters()] == tables
 
 
-def test_a_model_with_tables_of_its_own_is_refused(processor: ListProcessor) -> None:
+def test_a_custom_model_without_feature_tables_is_rejected(processor: ListProcessor) -> None:
     class Own(PreTrainedReranker):
         config_class = RERANKERS["dnn"][0]
 
@@ -246,14 +248,14 @@ def test_a_model_with_tables_of_its_own_is_refused(processor: ListProcessor) -> 
 
 
 @pytest.mark.slow
-def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_path: Path) -> None:
-    """New items that are always clicked rank first after fine-tuning, and not before."""
+def test_fine_tuning_a_saved_model_ranks_new_clicked_items_first(processor: ListProcessor, tmp_path: Path) -> None:
+    """The new items are always clicked; they do not rank first before."""
     config_class, model_class = RERANKERS["dnn"]
     torch.manual_seed(0)
     model = model_class(config_class.for_schema(processor.schema, hidden_sizes=[16]))
     Reranker(processor, model).save_pretrained(tmp_path / "first")
 
-    liked = [a_list([40 + number % 3, 10, 30], ["c", "d", "b"], "m", [], []) for number in range(64)]
+    liked = [make_row([40 + number % 3, 10, 30], ["c", "d", "b"], "m", [], []) for number in range(64)]
     reranker = Reranker.from_pretrained(tmp_path / "first")
     reranker.processor.extend(Dataset.from_list(liked))
     reranker.model.resize_embeddings(reranker.processor.schema)
@@ -279,6 +281,6 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     trainer.train()
     trainer.save_model(str(tmp_path / "second"))
     tuned = Reranker.from_pretrained(tmp_path / "second")
-    shown = [a_list([10, 30, 41], ["d", "b", "c"], "m", [], [])]
+    shown = [make_row([10, 30, 41], ["d", "b", "c"], "m", [], [])]
     assert tuned.rerank(shown)[0]["ids"][0] == 41
     assert np.isfinite(tuned.rerank(shown)[0]["scores"]).all()

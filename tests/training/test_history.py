@@ -1,4 +1,4 @@
-"""PEAR and RAISE on lists with histories: simulated, prepared, trained, ranked; of all lengths side by side."""
+"""PEAR and RAISE on lists with histories of all lengths: simulated, prepared, trained, ranked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Some 130 lists of 6 items to train on, with histories of 4 clicks on average, of which the newest 6 are read."""
+    """About 130 training lists of 6 items; histories have 4 clicks on average, of which the newest 6 are read."""
     folder = tmp_path_factory.mktemp("world")
     world = PRMWorld(list_length=6, pool_size=30, n_items=60, history_length=4.0)
     simulate_prm(folder / "raw", 300, world=world)
@@ -96,8 +96,8 @@ def row_with_history(world: Any) -> dict[str, Any]:
     return next(row for row in world.lists["test"] if 3 <= len(row["history_item_id"]) <= NEWEST)
 
 
-def history(row: dict[str, Any], slots: list[int]) -> dict[str, Any]:
-    """The list with the history items of these slots."""
+def keep_history_slots(row: dict[str, Any], slots: list[int]) -> dict[str, Any]:
+    """The list with only the history items of these slots."""
     return {**row, **{f"history_{name}": [row[f"history_{name}"][slot] for slot in slots] for name in HISTORY}}
 
 
@@ -106,7 +106,7 @@ def scores(reranker: Reranker, row: dict[str, Any]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_training_reaches_the_history(trained: Any) -> None:
+def test_training_updates_the_history_weights(trained: Any) -> None:
     losses = [entry["loss"] for entry in trained.trainer.state.log_history if "loss" in entry]
     assert len(losses) == 8
     assert np.isfinite(losses).all()
@@ -122,20 +122,22 @@ def test_evaluation_with_histories(trained: Any) -> None:
     assert 0 < metrics["eval_ndcg@10"] < 1
 
 
-def test_scores_follow_the_history(trained: Any, world: Any) -> None:
+def test_scores_depend_on_the_history(trained: Any, world: Any) -> None:
     row = row_with_history(world)
     slots = list(range(len(row["history_item_id"])))
     whole = scores(trained.reranker, row)
-    assert np.abs(scores(trained.reranker, history(row, [])) - whole).max() > 1e-4
-    assert np.abs(scores(trained.reranker, history(row, slots[1:])) - whole).max() > 1e-4
+    assert np.abs(scores(trained.reranker, keep_history_slots(row, [])) - whole).max() > 1e-4
+    assert np.abs(scores(trained.reranker, keep_history_slots(row, slots[1:])) - whole).max() > 1e-4
     gaps = {"history_price_gap": [-2 - gap for gap in row["history_price_gap"]]}
     assert np.abs(scores(trained.reranker, {**row, **gaps}) - whole).max() > 1e-4
 
 
 @pytest.mark.slow
-def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Histories of none to more than the newest: alone, together as rows, and of a stream, joined in other batches
-    than it was encoded in."""
+def test_other_histories_in_the_batch_do_not_change_scores(
+    trained: Any, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Histories from empty to longer than the limit: alone, together as rows, and from a stream, collated in other
+    batches than they were encoded in."""
     monkeypatch.setattr(streams, "STREAM_BATCH", 3)
     rows = list(world.lists["test"])[:24]
     lengths = [len(row["history_item_id"]) for row in rows]
@@ -161,12 +163,12 @@ def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, mo
                 np.testing.assert_allclose(ordered, expected["scores"], atol=1e-5)
 
 
-def test_of_a_long_history_the_newest_count(trained: Any, world: Any) -> None:
+def test_only_the_newest_entries_of_a_long_history_are_read(trained: Any, world: Any) -> None:
     row = next(row for row in world.lists["test"] if len(row["history_item_id"]) > NEWEST)
     whole = scores(trained.reranker, row)
-    newest = history(row, list(range(NEWEST)))
+    newest = keep_history_slots(row, list(range(NEWEST)))
     np.testing.assert_allclose(scores(trained.reranker, newest), whole, atol=1e-6)
-    oldest = history(row, list(range(len(row["history_item_id"]) - NEWEST, len(row["history_item_id"]))))
+    oldest = keep_history_slots(row, list(range(len(row["history_item_id"]) - NEWEST, len(row["history_item_id"]))))
     assert np.abs(scores(trained.reranker, oldest) - whole).max() > 1e-4
 
 
@@ -181,8 +183,8 @@ def test_streams_and_datasets_give_the_same_histories(world: Any, monkeypatch: p
         assert joined[name].equal(tensor), name
 
 
-def test_nulls_in_a_history(trained: Any, world: Any) -> None:
-    """A null is an unknown id, or the mean; both are counted, and rank."""
+def test_nulls_in_a_history_are_counted_and_ranked(trained: Any, world: Any) -> None:
+    """A null is read as the unknown id or the mean."""
     row = row_with_history(world)
     holes = {name: [None, *row[name][1:]] for name in ("history_item_id", "history_price_gap")}
     (result,), report = trained.reranker.rerank([{**row, **holes}], with_report=True)
@@ -190,7 +192,7 @@ def test_nulls_in_a_history(trained: Any, world: Any) -> None:
     assert report.missing["history_item_id"] == report.missing["history_price_gap"] == 1
 
 
-def test_wrong_histories_are_named(trained: Any, world: Any) -> None:
+def test_wrong_histories_are_rejected(trained: Any, world: Any) -> None:
     row = row_with_history(world)
     without = {name: value for name, value in row.items() if name != "history_item_1"}
     with pytest.raises(InputError, match="no column 'history_item_1'"):
@@ -201,7 +203,7 @@ def test_wrong_histories_are_named(trained: Any, world: Any) -> None:
         trained.reranker.rerank([row, {**row, "history_item_id": None}])
 
 
-def test_saved_and_loaded(trained: Any, world: Any, tmp_path: Path) -> None:
+def test_saved_reranker_with_histories_gives_the_same_results(trained: Any, world: Any, tmp_path: Path) -> None:
     trained.reranker.save_pretrained(tmp_path / "saved")
     row = row_with_history(world)
     loaded = Reranker.from_pretrained(tmp_path / "saved")

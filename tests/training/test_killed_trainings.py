@@ -1,4 +1,4 @@
-"""Trainings that are killed go on to the same bits; two in one folder; what saves is replaced by one private name."""
+"""Killed trainings resume to identical results; two trainings in one folder; the one private method overridden."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hf_rerank.training import checkpointing_trainer, checkpoints
 
 
 @pytest.mark.slow
-def test_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    """Killed inside a save, between steps, while starting, in workers' presence, once and twice."""
+def test_killed_and_resumed_trainings_give_identical_results(tmp_path: Path) -> None:
+    """Killed during a save, between steps, during the start, with workers, once and twice."""
     draw = random.Random(0)
     steps = [{"share_of_calls": (number + draw.random()) / 5} for number in range(5)]
     plan = {
@@ -40,7 +40,7 @@ def test_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
                 "kills": [{"share_of_calls": share} for share in (0.55, 0.99)],
             },
             {
-                # Ends in the middle of a pass; a checkpoint and its log at each step.
+                # Ends mid-epoch; a checkpoint and a log at each step.
                 "options": {"max_steps": 7, "save_steps": 1, "eval_steps": 1, "metric_for_best_model": "loss"},
                 "kills": [{"share_of_calls": share} for share in (0.45, 0.995)],
             },
@@ -55,25 +55,25 @@ def test_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
         assert kill["fired"] == len(kill["kills"]), kill
         assert kill["ended"], kill
         assert kill["different"] == [], kill
-        assert kill["left"] == [], "nothing unfinished is left behind"
+        assert kill["left"] == [], "no unfinished files are left"
     assert len({kill["resumed_from"] for kill in killed}) > 4
     assert {7, 10, 18} & {kill["resumed_from"] for kill in killed}, "also after a last step"
-    # 72 lists, 8 a batch, 2 batches a step: 4.5 steps a pass, so 5, twice; or 9, twice; or as many as were asked for.
+    # 72 lists, 8 per batch, 2 batches per step: 4.5 steps per epoch, so 5, twice; or 9, twice; or max_steps.
     assert [training["expected"]["step"] for training in report] == [10, 10, 18, 7]
 
 
-def hold(folder: Path, held: Path) -> None:
-    """Holds the folder of a run, says so, and waits to be killed."""
+def hold_run_lock(folder: Path, held: Path) -> None:
+    """Locks the folder of a run, reports it, and waits to be killed."""
     with checkpoints.lock_run(folder):
         held.touch()
         time.sleep(300)
 
 
 @pytest.mark.slow
-def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
-    """The second is refused by the number of the first process, which may be alone again once that has ended."""
+def test_a_second_training_in_the_same_folder_is_rejected(tmp_path: Path) -> None:
+    """The error names the first process; once that has ended, training is possible again."""
     folder, held = tmp_path / "run", tmp_path / "held"
-    holder = warm.start(hold, folder, held, log=tmp_path / "log")
+    holder = warm.start(hold_run_lock, folder, held, log=tmp_path / "log")
     try:
         while not held.exists():
             assert holder.is_alive(), (tmp_path / "log").read_text()
@@ -88,8 +88,8 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     assert not (folder / checkpoints.LOCK).exists()
 
 
-def test_the_private_method_is_still_the_one_that_saves() -> None:
-    """If upstream renames it, checkpoints would be written in place again, without a word."""
+def test_upstream_still_saves_checkpoints_with_the_overridden_private_method() -> None:
+    """If upstream renamed it, checkpoints would silently be written in place again."""
     assert list(inspect.signature(Trainer._save_checkpoint).parameters) == ["self", "model", "trial"]
     assert "self._save_checkpoint(model, trial)" in inspect.getsource(Trainer._maybe_log_save_evaluate)
     source = inspect.getsource(Trainer._save_checkpoint)
@@ -102,7 +102,7 @@ def test_the_private_method_is_still_the_one_that_saves() -> None:
     assert used & upstream == {"_save_checkpoint"}
 
 
-def test_no_warning_in_an_undisturbed_run(tmp_path: Path) -> None:
+def test_an_undisturbed_run_gives_no_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         kill_worker.make_trainer(tmp_path / "run", max_steps=2).train()

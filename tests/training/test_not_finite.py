@@ -1,4 +1,4 @@
-"""What is not finite is never saved, chooses no checkpoint, and is named."""
+"""Values that are not finite are never saved, never select a checkpoint, and are reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Break(TrainerCallback):
         ("weight", r"weights scorer\.weight are not finite.*\(step 4\)", 3),
     ],
 )
-def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, message: str, last: int) -> None:
+def test_weights_and_gradients_that_are_not_finite_are_never_saved(
+    tmp_path: Path, what: str, message: str, last: int
+) -> None:
     breaking = Break(what)
     trainer = kill_worker.make_trainer(tmp_path / "run", **kill_worker.EVERY_STEP)
     trainer.add_callback(breaking)
@@ -68,29 +70,29 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, message: s
         assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def encoded(trainer: RerankTrainer, rows: list[dict[str, Any]]) -> Any:
+def encode_rows(trainer: RerankTrainer, rows: list[dict[str, Any]]) -> Any:
     return encode_lists(
         datasets.Dataset.from_list(rows), trainer.list_collator, trainer.args, train=True, use_cache=False
     )
 
 
-def test_a_metric_that_is_no_number_chooses_nothing(tmp_path: Path) -> None:
+def test_a_nan_metric_cannot_select_the_best_checkpoint(tmp_path: Path) -> None:
     rows = kill_worker.make_lists(20, 2).to_list()
     trainer = kill_worker.make_trainer(tmp_path / "run", no_click="skip")
     for row in rows:
         row["click"] = [0] * len(row["click"])
-    trainer.eval_dataset = encoded(trainer, rows)
+    trainer.eval_dataset = encode_rows(trainer, rows)
     with pytest.raises(TrainingStopped, match=r"eval_ndcg@10, which chooses the best checkpoint, is nan at step 2"):
         trainer.train()
     assert list_checkpoints(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_no_numbers_are_refused_with_list_and_column(tmp_path: Path, value: float) -> None:
+def test_features_that_are_not_finite_are_rejected_with_list_and_column(tmp_path: Path, value: float) -> None:
     rows = kill_worker.make_lists(72, 1).to_list()
     rows[40]["price"][1] = value
     trainer = kill_worker.make_trainer(tmp_path / "run")
-    trainer.train_dataset = encoded(trainer, rows)
+    trainer.train_dataset = encode_rows(trainer, rows)
     with pytest.raises(InputError, match=r"1-40") as caught:
         trainer.train()
     assert "price" in str(caught.value)

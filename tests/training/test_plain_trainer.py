@@ -19,7 +19,7 @@ from hf_rerank.processing.collator import RerankCollator
 
 
 def metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Scores and labels [N, L]; both are -100 where a batch was narrower, labels at all padding."""
+    """Scores and labels [N, L]; labels are -100 at all padding, scores only where the batch was narrower."""
     scores, labels = prediction.predictions, prediction.label_ids
     mask = labels != -100
     return {
@@ -31,7 +31,7 @@ def metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_every_model_trains_and_is_evaluated(tmp_path: Path, lists: dict[str, Any], processor: ListProcessor) -> None:
-    """Batches of other widths in evaluation; the loss falls, and metrics are those of the library's own evaluation."""
+    """Evaluation batches differ in width; the loss decreases, and metrics equal those of the library's evaluation."""
     items = sum(len(row) for row in lists["validation"]["item_id"])
     for name in RERANKERS:
         trainer = Trainer(
@@ -68,10 +68,10 @@ def test_every_model_trains_and_is_evaluated(tmp_path: Path, lists: dict[str, An
             assert after[f"eval_{metric}"] == pytest.approx(expected[metric], abs=1e-6), name
 
 
-def test_its_training_is_that_of_the_rerank_trainer_without_principles(
+def test_plain_trainer_equals_rerank_trainer_without_principles(
     tmp_path: Path, lists: dict[str, Any], processor: ListProcessor, make_trainer: Any, make_model: Any, weights: Any
 ) -> None:
-    """Same seed, same batches: the same bits."""
+    """The same seed and batches give the same bits."""
     options = {"max_steps": 5, "per_device_train_batch_size": 16, "learning_rate": 0.02, "save_strategy": "no"}
     plain = Trainer(
         model=make_model(hidden_dropout_prob=0.1, unknown_rate=0.01),
@@ -100,7 +100,9 @@ def test_its_training_is_that_of_the_rerank_trainer_without_principles(
     assert all(value.equal(after[name]) for name, value in weights(plain.model).items())
 
 
-def test_without_labels_it_predicts(tmp_path: Path, lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_plain_trainer_predicts_without_labels(
+    tmp_path: Path, lists: dict[str, Any], processor: ListProcessor
+) -> None:
     unlabelled = lists["validation"].remove_columns(["click", "attraction"])
     model = tiny_model("prm", processor.schema)
     trainer = Trainer(

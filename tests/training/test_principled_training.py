@@ -1,4 +1,4 @@
-"""Principled options through a whole training: resumed, in bf16, warmed up, with another task loss."""
+"""Principled options in whole trainings: resumed, in bf16, with warm-up, with another task loss."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_resumed_equals_unbroken(make_trainer: Make, make_model: Any, weights: Any, name: str) -> None:
-    """Cut after 2 of 4 steps: what is drawn depends on seed, step and list alone."""
+def test_resumed_training_equals_an_unbroken_one(make_trainer: Make, make_model: Any, weights: Any, name: str) -> None:
+    """Resumed after 2 of 4 steps: random draws depend only on seed, step and list."""
     settings = {**STEP_BY_STEP, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **OBJECTIVES[name]}
     model = {"hidden_dropout_prob": 0.1, "unknown_rate": 0.05}
     unbroken = make_trainer(make_model(**model), folder="unbroken", **settings)
@@ -69,8 +69,8 @@ def test_resumed_equals_unbroken(make_trainer: Make, make_model: Any, weights: A
 
 
 @pytest.mark.slow
-def test_another_perturbation_is_another_training(make_trainer: Make, weights: Any) -> None:
-    """So the runs above differ from each other where they should."""
+def test_each_perturbation_gives_a_different_training(make_trainer: Make, weights: Any) -> None:
+    """So the runs above do differ from each other."""
     found = []
     for kind in PERTURBATIONS:
         trainer = make_trainer(folder=kind, max_steps=2, objective=perturbed_by(kind, 2), **STEP_BY_STEP)
@@ -80,9 +80,9 @@ def test_another_perturbation_is_another_training(make_trainer: Make, weights: A
         assert all(not one.equal(other) for other in found[number + 1 :])
 
 
-def test_warm_up_counts_the_steps_of_the_whole_training(make_trainer: Make, make_model: Any) -> None:
-    """8 steps, half of them warm-up: weights times 0, 1/4, 1/2, 3/4, then 1. The optimizer stands still, the batches
-    do not: the loss of each step is its task loss plus the weighted terms."""
+def test_warmup_is_a_fraction_of_all_training_steps(make_trainer: Make, make_model: Any) -> None:
+    """8 steps, half of them warm-up: weights times 0, 1/4, 1/2, 3/4, then 1. The weights of the model stay
+    fixed: the loss of each step is its task loss plus the weighted terms."""
     model = make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)
     trainer = make_trainer(model, max_steps=8, principled_kwargs={"warmup": 0.5}, learning_rate=1e-30, **STEP_BY_STEP)
     trainer.train()
@@ -97,7 +97,7 @@ def test_warm_up_counts_the_steps_of_the_whole_training(make_trainer: Make, make
 
 @pytest.mark.slow
 def test_a_training_in_bf16_is_evaluated_in_float32(make_trainer: Make, make_model: Any) -> None:
-    """The weights are float32, so a trainer that knows of no bf16 must find the very same numbers."""
+    """The weights are float32, so a trainer without bf16 must give exactly the same numbers."""
     trainer = make_trainer(bf16=True, max_steps=3, **STEP_BY_STEP)
     precisions = []
     trainer.model.scorer.register_forward_hook(lambda module, inputs, output: precisions.append(output.dtype))
@@ -114,9 +114,7 @@ def test_a_training_in_bf16_is_evaluated_in_float32(make_trainer: Make, make_mod
             assert found[name] == pytest.approx(value, rel=0, abs=0, nan_ok=True), name
 
 
-def test_the_task_loss_of_the_arguments_becomes_the_models(
-    make_trainer: Make, make_model: Any, tmp_path: Path
-) -> None:
+def test_task_loss_of_the_arguments_is_used_and_saved(make_trainer: Make, make_model: Any, tmp_path: Path) -> None:
     """``reference`` trains on the model's own loss: PRM's softmax loss, -sum of log softmax over the clicked items."""
     model = make_model()
     assert model.config.task_loss == "binary_log_loss"
@@ -132,8 +130,8 @@ def test_the_task_loss_of_the_arguments_becomes_the_models(
     assert json.loads((tmp_path / "saved" / "results.json").read_text())["task_loss"] == "softmax_loss"
 
 
-def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: Any) -> None:
-    """A preset compares logits instead; an objective that says otherwise is refused."""
+def test_losses_without_probabilities_are_compared_as_logits(make_trainer: Make, make_model: Any) -> None:
+    """A preset compares logits instead; an objective with probabilities is rejected."""
     trainer = make_trainer(make_model(task_loss="lambda_loss"))
     assert {term.space for term in trainer.principled_objective.terms} == {"logit"}
     assert {term["space"] for term in trainer.results["objective"]["terms"]} == {"logit"}
@@ -141,7 +139,7 @@ def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: An
         replace(PRESETS["scaled"], task_loss="lambda_loss")
 
 
-def test_an_objective_of_ones_own_stands_alone(make_trainer: Make) -> None:
+def test_a_custom_objective_excludes_principled_options(make_trainer: Make) -> None:
     for options in ({"principled": "paper"}, {"principled_kwargs": {"warmup": 0.1}}):
         with pytest.raises(InputError, match="objective and principled exclude each other"):
             make_trainer(objective=PRESETS["none"], **options)
@@ -151,8 +149,8 @@ def test_an_objective_of_ones_own_stands_alone(make_trainer: Make) -> None:
 
 
 @pytest.mark.slow
-def test_collapse_is_noticed(make_trainer: Make) -> None:
-    """A weight beyond all measure presses the scores of every list together; the warning names it and its value."""
+def test_collapse_gives_one_warning(make_trainer: Make) -> None:
+    """An extreme weight collapses the scores of every list; the warning names the weight."""
     first, second = PRESETS["scaled"].terms
     objective = replace(PRESETS["scaled"], terms=(replace(first, weight=1e6, space="logit"), second))
     trainer = make_trainer(
@@ -161,14 +159,14 @@ def test_collapse_is_noticed(make_trainer: Make) -> None:
     with pytest.warns(UserWarning, match=r"of \d+% of the lists have a spread below 0.001 \(step \d+\)") as caught:
         trainer.train()
     messages = [str(one.message) for one in caught if "a spread below" in str(one.message)]
-    assert len(messages) == 1, "said once"
+    assert len(messages) == 1, "one warning"
     assert "convergence_weight" in messages[0]
     assert max(logged(trainer, "collapsed_share")) > 0.1
     assert trainer.evaluate()["eval_collapsed_share"] > 0.1
 
 
-def test_explosion_is_noticed(make_trainer: Make) -> None:
-    """The gradient of a term weighted by a million is clipped to a norm of 1, and said to be huge."""
+def test_exploding_gradients_give_one_warning(make_trainer: Make) -> None:
+    """The gradient of a term with a weight of a million is clipped to norm 1, and the warning reports its norm."""
     trainer = make_trainer(
         principled_kwargs={"adversarial_weight": 1e6, "convergence_weight": 0.0}, max_steps=3, **STEP_BY_STEP
     )
@@ -181,7 +179,7 @@ def test_explosion_is_noticed(make_trainer: Make) -> None:
     assert max(logged(trainer, "grad_norm")) > 100
 
 
-def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
+def test_a_healthy_training_gives_no_warning(make_trainer: Make) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(a spread below|gradient norm)")
         trainer = make_trainer(max_steps=8, **STEP_BY_STEP)
@@ -204,8 +202,8 @@ def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
         ),
     ],
 )
-def test_the_remedy_is_the_weight_of_the_largest_term(terms: dict[str, float], remedy: str) -> None:
-    """2 times 1 is 2, 0.5 times 30 is 15: of 0.5 + 2 + 15 that is 86 %."""
+def test_warnings_suggest_lowering_the_weight_of_the_largest_term(terms: dict[str, float], remedy: str) -> None:
+    """2 times 1 is 2, 0.5 times 30 is 15: 86 % of 0.5 + 2 + 15."""
     callback = HealthCallback(PRESETS["scaled"])
     state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(max_grad_norm=1.0)
     with pytest.warns(UserWarning, match=remedy):

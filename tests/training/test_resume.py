@@ -1,4 +1,4 @@
-"""A run goes on only with the lists and the order that it was begun with; what differs is named."""
+"""A run resumes only with the lists and the order that it started with; errors name the difference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BEGUN = {
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory, lists: Any, processor: Any, make_model: Any) -> Path:
+def first_checkpoint(tmp_path_factory: pytest.TempPathFactory, lists: Any, processor: Any, make_model: Any) -> Path:
     """The first checkpoint of a run of three steps of 16 lists."""
     trainer = RerankTrainer(
         model=make_model(),
@@ -53,13 +53,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory, lists: Any, processor: Any, 
 
 
 @pytest.fixture
-def checkpoint(begun: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(begun, tmp_path / "begun" / begun.name))
+def checkpoint(first_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of this checkpoint."""
+    return Path(shutil.copytree(first_checkpoint, tmp_path / "begun" / first_checkpoint.name))
 
 
 @pytest.mark.slow
-def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None:
+def test_options_that_change_batches_or_the_optimizer_are_rejected(make_trainer: Make, checkpoint: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"per_device_train_batch_size": 32}, "per_device_train_batch_size=16, this run has 32: batches would differ"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1, this run has 2: batches"),
@@ -88,11 +88,11 @@ def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None
 
 
 @pytest.mark.slow
-def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
-    """1.9 expected clicks would be better than any ndcg, for ever."""
+def test_another_metric_for_the_best_model_is_rejected(make_trainer: Make) -> None:
+    """1.9 clicks would remain better than any ndcg forever."""
     measured = {**BEGUN, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    begun = make_trainer(folder="begun", save_total_limit=None, **measured, metric_for_best_model="clicks@10")
-    begun.train()
+    first_run = make_trainer(folder="begun", save_total_limit=None, **measured, metric_for_best_model="clicks@10")
+    first_run.train()
     for changed, message in (
         (
             {"metric_for_best_model": "ndcg@10"},
@@ -102,20 +102,20 @@ def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
     ):
         with pytest.raises(InputError, match=message):
             make_trainer(folder="other", **measured, **changed).train(
-                resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-1"
+                resume_from_checkpoint=f"{first_run.args.output_dir}/checkpoint-1"
             )
-    # Nothing is compared.
-    make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-1")
+    # Without best-model selection, nothing is compared.
+    make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=f"{first_run.args.output_dir}/checkpoint-1")
 
 
 @pytest.mark.slow
-def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
+def test_a_changed_objective_gives_a_warning(make_trainer: Make, checkpoint: Path) -> None:
     options = {"principled_kwargs": {"adversarial_weight": 0.25}, "max_grad_norm": 3.0}
     trainer = make_trainer(folder="other", **BEGUN, **options)
     message = r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; values in brackets take effect from here"
     with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    # Terms that there were not: what the checkpoint says of the others is left aside.
+    # With new terms, the saved factors of the old ones are ignored.
     other = make_trainer(folder="r_drop", **BEGUN, principled="r_drop")
     with pytest.warns(UserWarning, match="principled=scaled"):
         other.train(resume_from_checkpoint=str(checkpoint))
@@ -123,17 +123,17 @@ def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) ->
 
 
 @pytest.mark.slow
-def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Callable[..., Any]) -> None:
-    """As many of the same shapes, so that torch would give the optimizer's state to the wrong ones without a word."""
+def test_different_frozen_parameters_are_rejected(make_trainer: Make, make_model: Callable[..., Any]) -> None:
+    """With equally many of the same shapes, torch would silently assign optimizer state to the wrong ones."""
 
     def model_with_frozen(*names: str) -> Any:
         model = make_model()
         freeze(model, *names)
         return model
 
-    begun = make_trainer(folder="begun", model=model_with_frozen("blocks.0.intermediate.bias"), **BEGUN)
-    begun.train()
-    folder = Path(begun.args.output_dir) / "checkpoint-3"
+    first_run = make_trainer(folder="begun", model=model_with_frozen("blocks.0.intermediate.bias"), **BEGUN)
+    first_run.train()
+    folder = Path(first_run.args.output_dir) / "checkpoint-3"
     for model, shown in (
         (model_with_frozen("scorer.bias"), r"scorer\.bias"),
         (model_with_frozen("blocks.0"), r"(blocks\.0\.\w+\.\w+(, )?){3} and \d+ more"),
@@ -149,20 +149,22 @@ def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Cal
     )
 
 
-def test_a_stream_on_another_number_of_devices_is_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
-    """Eight lists on each of two devices are as many as sixteen on one, but another option."""
-    begun = make_trainer(folder="begun", train_dataset=lists["train"].to_iterable_dataset(), **BEGUN)
-    begun.train()
-    saved = json.loads((Path(begun.args.output_dir) / "checkpoint-3" / "run.json").read_text())
+def test_a_stream_on_a_different_number_of_devices_is_rejected(make_trainer: Make, lists: dict[str, Any]) -> None:
+    """Eight lists on each of two devices equal sixteen on one, but the options differ."""
+    first_run = make_trainer(folder="begun", train_dataset=lists["train"].to_iterable_dataset(), **BEGUN)
+    first_run.train()
+    saved = json.loads((Path(first_run.args.output_dir) / "checkpoint-3" / "run.json").read_text())
     assert saved["options"]["train_batch_size"] == 16
-    begun.args._n_gpu = 2
-    described = describe_run(begun.args, saved["data"], saved["learning"])
+    first_run.args._n_gpu = 2
+    described = describe_run(first_run.args, saved["data"], saved["learning"])
     with pytest.raises(InputError, match="train_batch_size=16, this run has 32: batches would differ"):
-        refuse_another_run(Path(begun.args.output_dir) / "checkpoint-3", described, stream=True)
+        refuse_another_run(Path(first_run.args.output_dir) / "checkpoint-3", described, stream=True)
 
 
 @pytest.mark.slow
-def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: dict[str, Any], make_lists: Any) -> None:
+def test_different_training_lists_are_rejected(
+    make_trainer: Make, checkpoint: Path, lists: dict[str, Any], make_lists: Any
+) -> None:
     train = lists["train"]
 
     def dearer(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -185,14 +187,14 @@ def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: di
 
 
 @pytest.mark.slow
-def test_other_streams_are_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_different_streams_are_rejected(make_trainer: Make, lists: dict[str, Any]) -> None:
     def stream(shards: int = 2, *, seed: int | None = None) -> Any:
         given = lists["train"].to_iterable_dataset(num_shards=shards)
         return given if seed is None else given.shuffle(seed=seed, buffer_size=50)
 
-    begun = make_trainer(folder="begun", train_dataset=stream(), save_total_limit=None, **BEGUN)
-    begun.train()
-    checkpoint = f"{begun.args.output_dir}/checkpoint-2"
+    first_run = make_trainer(folder="begun", train_dataset=stream(), save_total_limit=None, **BEGUN)
+    first_run.train()
+    checkpoint = f"{first_run.args.output_dir}/checkpoint-2"
     for other, options, message in (
         (stream(3), {}, "had 2 shards in train, this run has 3"),
         (stream(seed=1), {}, "had other lists in train, or in another order"),
@@ -201,19 +203,19 @@ def test_other_streams_are_refused(make_trainer: Make, lists: dict[str, Any]) ->
         trainer = make_trainer(folder="other", train_dataset=other, **{**BEGUN, **options})
         with pytest.raises(InputError, match=message):
             trainer.train(resume_from_checkpoint=checkpoint)
-    # A shuffle without a seed is another one each time, and is noticed.
+    # A shuffle without a seed differs each time, and is detected.
     unseeded = lists["train"].to_iterable_dataset(num_shards=2).shuffle(buffer_size=50)
-    begun = make_trainer(folder="unseeded", train_dataset=unseeded, save_total_limit=None, **BEGUN)
-    begun.train()
+    first_run = make_trainer(folder="unseeded", train_dataset=unseeded, save_total_limit=None, **BEGUN)
+    first_run.train()
     again = lists["train"].to_iterable_dataset(num_shards=2).shuffle(buffer_size=50)
     with pytest.raises(InputError, match="or in another order"):
         make_trainer(folder="other", train_dataset=again, **BEGUN).train(
-            resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-2"
+            resume_from_checkpoint=f"{first_run.args.output_dir}/checkpoint-2"
         )
 
 
 @pytest.mark.slow
-def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) -> None:
+def test_options_that_do_not_change_batches_are_allowed(make_trainer: Make, checkpoint: Path) -> None:
     trainer = make_trainer(folder="other", **BEGUN, dataloader_num_workers=1, stream_window=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -222,8 +224,8 @@ def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) 
 
 
 @pytest.mark.slow
-def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
-    """A cosine from 0.02 to 0: the fourth of five steps is three fifths of the way."""
+def test_a_longer_run_gives_a_warning(make_trainer: Make, checkpoint: Path) -> None:
+    """A cosine from 0.02 to 0: the fourth of five steps is at three fifths."""
     trainer = make_trainer(folder="longer", **{**BEGUN, "max_steps": 5})
     with pytest.warns(UserWarning, match="max_steps=3, this run has 5: from here the learning rate is that of a run"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -231,7 +233,7 @@ def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None
     assert rates[4] == pytest.approx(0.02 * (1 + math.cos(math.pi * 3 / 5)) / 2)
 
 
-def test_a_checkpoint_that_does_not_say(make_trainer: Make, checkpoint: Path) -> None:
+def test_a_checkpoint_without_complete_run_information_is_rejected(make_trainer: Make, checkpoint: Path) -> None:
     saved = json.loads((checkpoint / "run.json").read_text())
     assert saved["data"]["train"]["lists"] == 240
     for old in (

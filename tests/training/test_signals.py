@@ -1,4 +1,4 @@
-"""Trainings that are stopped by Ctrl-C or SIGTERM end the step, save, and go on."""
+"""Trainings stopped by Ctrl-C or SIGTERM finish the step, save, and can be resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Signal(TrainerCallback):
 
 @pytest.fixture
 def _usual_handlers() -> Iterator[None]:
-    """As a program starts with; test runners have their own."""
+    """The default handlers of a program; test runners install their own."""
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -60,7 +60,7 @@ OPTIONS = {
 @pytest.mark.usefixtures("_usual_handlers")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_signal_ends_the_step_and_saves(tmp_path: Path, name: str) -> None:
-    """In the middle of a pass, at its end (step 5), and at the very end (step 10); Ctrl-C and SIGTERM in turn."""
+    """Mid-epoch, at the end of an epoch (step 5), and at the end (step 10); Ctrl-C and SIGTERM in turn."""
     options, expected_file = OPTIONS[name], tmp_path / "expected.json"
     kill_worker.train(tmp_path / "unbroken", options, expected_file)
     expected = json.loads(expected_file.read_text())
@@ -85,7 +85,7 @@ def test_a_signal_ends_the_step_and_saves(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("_usual_handlers")
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_immediately(tmp_path: Path) -> None:
     trainer, sending = kill_worker.make_trainer(tmp_path / "run"), Signal(signal.SIGINT, at=3, twice=True)
     trainer.add_callback(sending)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -94,8 +94,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
-def the_command(arguments: list[str]) -> int:
-    """As a shell starts it: one that runs in the background has its children ignore Ctrl-C."""
+def run_command_with_default_signals(arguments: list[str]) -> int:
+    """As started from a shell; a background process would make its children ignore Ctrl-C."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -103,7 +103,7 @@ def the_command(arguments: list[str]) -> int:
 
 
 @pytest.mark.slow
-def test_the_command_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_command_stops_on_signals_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists, whole = str(tmp_path / "lists"), tmp_path / "whole"
     assert cli.main(["simulate", "prm_public", "--output-dir", str(tmp_path / "raw"), "--lists", "200"]) == 0
     assert cli.main(["prepare", "prm_public", "--raw-dir", str(tmp_path / "raw"), "--output-dir", lists]) == 0
@@ -113,7 +113,7 @@ def test_the_command_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main([*command, "--output-dir", str(whole)]) == 0
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         run, log = tmp_path / f"run{code}", tmp_path / f"log{code}"
-        training = warm.start(the_command, [*command, "--output-dir", str(run)], log=log)
+        training = warm.start(run_command_with_default_signals, [*command, "--output-dir", str(run)], log=log)
         assert training.pid is not None
         while not log.exists() or "'loss'" not in log.read_text():
             assert training.is_alive(), log.read_text()

@@ -1,4 +1,4 @@
-"""Calibration of the earlier ranker's score, and rates of unknown values: against other ways to find them."""
+"""Calibration of the initial ranker's score, and rates of unknown values, against independent computations."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def processor_and_config(columns, **options):
     return processor, PRMConfig.for_schema(processor.schema, initial_score="start", **options)
 
 
-def test_under_the_log_loss_it_is_logistic_regression():
+def test_calibration_under_log_loss_equals_logistic_regression():
     columns = lists()
     processor, config = processor_and_config(columns, position_input="none")
     with pytest.warns(UserWarning, match="a model without the order has initial_score='none'"):
@@ -42,10 +42,10 @@ def test_under_the_log_loss_it_is_logistic_regression():
     assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
 
 
-def test_each_position_gets_a_number_of_its_own():
+def test_calibration_fits_one_number_per_position():
     columns = lists(count=2000)
     draw = np.random.default_rng(1)
-    # Half of the clicks at the second position are lost, and nine of ten at the fourth.
+    # Half of the clicks at the second position are removed, and nine of ten at the fourth.
     seen = draw.random((2000, 4)) < np.array([1.0, 0.5, 1.0, 0.1])
     columns["click"] = (np.array(columns["click"]) * seen).tolist()
     processor, config = processor_and_config(columns)
@@ -56,13 +56,13 @@ def test_each_position_gets_a_number_of_its_own():
     assert config.initial_score_scale == pytest.approx(expected[0] * 10, rel=1e-2)
     positions = np.array(config.initial_score_positions)
     assert len(positions) == processor.schema.max_list_length
-    # A little closer together than without the pull to 0.
+    # Slightly closer together because of the regularization towards 0.
     np.testing.assert_allclose(positions[1:4] - positions[0], expected[2:] - expected[1], atol=0.1)
     assert positions[4:].tolist() == [0.0] * 26
 
 
 @pytest.mark.parametrize("loss", ["softmax_loss", "pairwise_hinge_loss"])
-def test_a_loss_that_ignores_a_shift_centres_the_scores(loss):
+def test_calibration_under_shift_invariant_losses_centres_the_scores(loss):
     columns = lists()
     processor, config = processor_and_config(columns, task_loss=loss)
     calibrate_initial_score(config, processor, Dataset.from_dict(columns))
@@ -71,7 +71,7 @@ def test_a_loss_that_ignores_a_shift_centres_the_scores(loss):
     assert config.initial_score_scale * mean + config.initial_score_offset == pytest.approx(0.0, abs=1e-3)
 
 
-def test_scores_that_cannot_be_started_from_are_refused():
+def test_unusable_initial_scores_are_rejected():
     columns = lists()
     processor, config = processor_and_config(columns)
     with pytest.raises(InputError, match="all equal"):
@@ -81,7 +81,7 @@ def test_scores_that_cannot_be_started_from_are_refused():
         calibrate_initial_score(config, processor, Dataset.from_dict(columns))
 
 
-def test_unknown_rates_are_the_shares_of_unknown_values_and_a_large_one_is_named():
+def test_unknown_rates_match_the_evaluation_lists_and_large_ones_give_a_warning():
     schema = ListSchema(items=[Categorical("item"), Categorical("kind")], user=[Categorical("segment")])
     train = {"item": [[1, 1, 2, 2]], "kind": [[5, 5, 5, 5]], "segment": [7], "click": [[0, 1, 0, 0]]}
     train = {name: values * 2 for name, values in train.items()}

@@ -1,4 +1,4 @@
-"""Streams: each list once a pass, in one order for any number of workers and processes, and from any place of it."""
+"""Streams: each list once per epoch, in the same order for any number of workers and processes; resumable anywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stream_of(lists: datasets.Dataset, processor: ListProcessor, shards: int = 1
 
 
 def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0) -> list[list[str]]:
-    """The ids of the first batches; of a placeholder, none."""
+    """The ids of the first batches; empty for placeholders."""
     batches: list[list[str]] = []
     for batch in DataLoader(stream, stream.step, num_workers=workers, collate_fn=collate_stream):
         batches.append(decode_list_ids(batch["list_id"]) if batch else [])
@@ -48,10 +48,10 @@ def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3, 7])
 @pytest.mark.parametrize("window", [1, 20, 100, 1000])
-def test_a_pass_gives_each_list_once_in_one_order(
+def test_each_epoch_gives_every_list_once_in_a_reproducible_order(
     lists: dict[str, Any], processor: ListProcessor, shards: int, window: int
 ) -> None:
-    """240 lists, 24 a step: ten batches a pass. The order is another in each pass and with each seed."""
+    """240 lists, 24 per step: ten batches per epoch. The order differs between epochs and seeds."""
     ids = lists["train"]["list_id"]
 
     def order(seed: int) -> list[str]:
@@ -74,21 +74,21 @@ def test_a_pass_gives_each_list_once_in_one_order(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListProcessor, workers: int) -> None:
-    """Also more workers than shards."""
+    """Also with more workers than shards."""
     options = {"seed": 4, "window": 50, "endless": True, "batch_size": 7}
     expected = batches_of(stream_of(lists["train"], processor, 2, **options), 50)
     assert batches_of(stream_of(lists["train"], processor, 2, **options), 50, workers) == expected
     once = {"batch_size": 32}
     expected = batches_of(stream_of(lists["train"], processor, 2, **once), None)
     assert [len(batch) for batch in expected] == [32] * 7 + [16]
-    assert list(chain(*expected)) == lists["train"]["list_id"], "in evaluation, as they come"
+    assert list(chain(*expected)) == lists["train"]["list_id"], "in evaluation, in stream order"
     assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 20, 100])
-def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> None:
-    """Two passes over 250 lists, 8 a step: batches go on where they were cut, whether the length is known or not."""
+def test_streams_resume_at_any_batch(make_lists: Any, processor: ListProcessor, window: int) -> None:
+    """Two epochs of 250 lists, 8 per step: a stream resumes where it was cut, whether or not its length is known."""
     lists = make_lists(250, 3)
     options = {"seed": 2, "window": window, "endless": True, "batch_size": 8}
     whole = batches_of(stream_of(lists, processor, 3, **options), 70)
@@ -104,8 +104,8 @@ def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> 
 
 
 @pytest.mark.slow
-def test_every_list_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
-    """A pass cut after each of its lists, with each of three windows in turn: 0 lost, 0 twice, in the same order."""
+def test_streams_resume_after_any_list(make_lists: Any, processor: ListProcessor) -> None:
+    """An epoch cut after each of its lists, with three windows in turn: none lost or repeated, in the same order."""
     lists = make_lists(300, 5).select_columns("list_id")  # nothing is encoded here
     ids = [lists.shard(num_shards=3, index=shard)["list_id"][:] for shard in range(3)]
 
@@ -135,7 +135,7 @@ def test_every_list_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
         assert pass_from(cut, windows[cut % 3]) == whole[cut % 3][cut:], cut
 
 
-def test_what_is_skipped_is_not_encoded(
+def test_skipped_lists_are_not_encoded(
     make_lists: Any, processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
@@ -147,13 +147,13 @@ def test_what_is_skipped_is_not_encoded(
 
     monkeypatch.setattr(processor, "encode", counting)
     stream = stream_of(make_lists(300, 6), processor, seed=0, window=50, endless=True, batch_size=10)
-    stream.skip_to(200 + 600, 300)  # the third pass, 200 lists in
+    stream.skip_to(200 + 600, 300)  # 200 lists into the third epoch
     assert batches_of(stream, 82)[-2:] != [[], []]
     assert sum(encoded) <= 100
 
 
-def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], processor: ListProcessor) -> None:
-    """To the bit, also where a batch comes from two windows; ids in a stream without them say shard and row."""
+def test_batches_of_a_stream_equal_those_of_the_dataset(lists: dict[str, Any], processor: ListProcessor) -> None:
+    """Bit for bit, also for batches from two windows; without ids, ids consist of shard and row."""
     number = {name: index for index, name in enumerate(lists["train"]["list_id"])}
     stream = stream_of(lists["train"], processor, 3, seed=1, window=17, endless=True, batch_size=16)
     encoded = EncodedLists(lists["train"], collator_of(processor))
@@ -162,13 +162,13 @@ def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], proce
         assert batch.keys() == expected.keys()
         for name, tensor in expected.items():
             assert batch[name].dtype == tensor.dtype
-            if name != "list_id":  # as wide as the widest of a window
+            if name != "list_id":  # as wide as the longest id of a window
                 assert batch[name].equal(tensor), name
     bare = stream_of(lists["train"].remove_columns("list_id"), processor, 3, batch_size=240)
     assert batches_of(bare)[0][::80] == ["0-0", "1-0", "2-0"]
 
 
-def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: ListProcessor) -> None:
+def test_a_stream_that_is_already_shuffled(lists: dict[str, Any], processor: ListProcessor) -> None:
     shuffled = lists["train"].to_iterable_dataset(num_shards=3).shuffle(seed=3, buffer_size=64)
     options = {"seed": 1, "window": 30, "endless": True, "batch_size": 24}
     whole = batches_of(EncodedStream(shuffled, collator_of(processor), **options), 25)
@@ -177,7 +177,7 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     stream = EncodedStream(shuffled, collator_of(processor), **options)
     stream.skip_to(24 * 13)
     assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
-    # As it comes: in each pass as its own shuffle orders that pass.
+    # Without a seed: each epoch in the order of the stream's own shuffle.
     as_it_comes = list(
         chain(*batches_of(EncodedStream(shuffled, collator_of(processor), endless=True, batch_size=24), 20))
     )
@@ -187,10 +187,10 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 1])
-def test_a_stream_that_is_not_the_sum_of_its_shards(
+def test_a_stream_whose_take_does_not_split_by_shard(
     lists: dict[str, Any], processor: ListProcessor, seed: int | None
 ) -> None:
-    """Shards of 24 lists: the first 30 are a whole shard and a quarter of the next, not three of each."""
+    """Shards of 24 lists: the first 30 are a whole shard and a quarter of the next, not a part of each shard."""
     whole = lists["train"].to_iterable_dataset(num_shards=10)
     other = lists["validation"].to_iterable_dataset(num_shards=2)
     for cut in (
@@ -209,7 +209,7 @@ def test_a_stream_that_is_not_the_sum_of_its_shards(
             assert (found == expected) == (seed is None)
 
 
-def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
+def test_a_stream_that_changes_between_epochs_is_rejected(make_lists: Any, processor: ListProcessor) -> None:
     stream = stream_of(make_lists(30, 1), processor, seed=0, endless=True, batch_size=10)
     stream.skip_to(60, 31)
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
@@ -228,7 +228,7 @@ def test_errors_name_the_list(make_lists: Any, processor: ListProcessor) -> None
 
 @pytest.fixture
 def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Simulated PRM Public text of 300 lists, in several shards, and beside it prepared lists."""
+    """Simulated PRM Public text of 300 lists, in several shards, and the prepared lists next to it."""
     simulate_prm(tmp_path / "raw", 300, seed=1)
     prm_public.prepare_prm_public(tmp_path / "raw", tmp_path / "lists")
     monkeypatch.setattr(prm_public, "find_ranges", functools.partial(prm_public.find_ranges, range_bytes=120_000))
@@ -236,8 +236,8 @@ def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
-    """The shards of both, through two passes and from a place in the second; their lists are the same."""
+def test_raw_text_and_parquet_streams_give_the_same_lists_and_can_resume(raw_text: Path, tmp_path: Path) -> None:
+    """The shards of both, through two epochs and resumed within the second."""
     sources: list[tuple[Any, dict[str, Any]]] = [("prm_public", {"data_dir": raw_text}), (tmp_path / "lists", {})]
     found = []
     for source, options in sources:
@@ -263,7 +263,7 @@ def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
+def test_raw_text_streams_in_spawned_workers(raw_text: Path) -> None:
     lists = load_lists("prm_public", data_dir=raw_text, streaming=True)
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
     stream = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
@@ -271,11 +271,11 @@ def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
     fresh = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
     loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
     assert [decode_list_ids(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
-    assert fresh.lists_per_pass == stream.lists_per_pass, "what a worker learns is known here"
+    assert fresh.lists_per_pass == stream.lists_per_pass, "the length found by a worker is known here"
 
 
 def stream_until_killed(numbers: Path) -> None:
-    """Streams with two workers, writes down their processes, and waits; torch's own check of the parent is off."""
+    """Streams with two workers, writes their process ids, and waits; torch's own check of the parent is off."""
     torch_worker.MP_STATUS_CHECK_INTERVAL = 3_600
     lists = tiny_lists(240, 1)
     processor = ListProcessor.from_lists(lists, schema=SCHEMA)
@@ -300,7 +300,7 @@ def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
     assert len(states) == 2
     stop = time.monotonic() + 60
     while any(state.exists() and ") Z " not in state.read_text() for state in states):
-        assert time.monotonic() < stop, "a worker is still there"
+        assert time.monotonic() < stop, "a worker is still running"
         time.sleep(0.05)
 
 
@@ -308,8 +308,8 @@ def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The ids of each batch that a trainer trains on."""
+def trained_ids(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The ids of each training batch of a trainer."""
     seen: list[list[str]] = []
     original = RerankTrainer.training_step
 
@@ -323,8 +323,8 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: Any, workers: int) -> None:
-    """Two and a half passes of ten steps; measured, logged and saved at the end of each, and at the end of all."""
+def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], trained_ids: Any, workers: int) -> None:
+    """Two and a half epochs of ten steps; evaluated, logged and saved after each, and at the end."""
     trainer = make_trainer(
         train_dataset=lists["train"].to_iterable_dataset(num_shards=4),
         eval_dataset=lists["validation"].to_iterable_dataset(num_shards=2),
@@ -334,8 +334,8 @@ def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: 
         save_total_limit=None,
     )
     trainer.train()
-    assert trainer.state.global_step == len(noted) == 25
-    passes = [list(chain(*noted[start : start + 10])) for start in (0, 10)]
+    assert trainer.state.global_step == len(trained_ids) == 25
+    passes = [list(chain(*trained_ids[start : start + 10])) for start in (0, 10)]
     for ids in passes:
         assert sorted(ids) == sorted(lists["train"]["list_id"])
     assert passes[0] != passes[1]
@@ -350,10 +350,10 @@ def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first_workers", [0, 2])
-def test_going_on_in_any_pass_and_again(
-    make_trainer: Make, make_model: Any, weights: Any, make_lists: Any, noted: Any, first_workers: int
+def test_stream_training_resumes_in_any_epoch_repeatedly(
+    make_trainer: Make, make_model: Any, weights: Any, make_lists: Any, trained_ids: Any, first_workers: int
 ) -> None:
-    """Passes of 6.25 batches, two a step; a chain of runs, with other workers, the last beyond three passes."""
+    """Epochs of 6.25 batches, two per step; a chain of runs with other worker counts, the last beyond three epochs."""
     stream = make_lists(100, 4).to_iterable_dataset(num_shards=3)
     options = {
         "train_dataset": stream,
@@ -373,14 +373,14 @@ def test_going_on_in_any_pass_and_again(
         make_model(hidden_dropout_prob=0.2), "unbroken", dataloader_num_workers=first_workers, **options
     )
     unbroken.train()
-    whole, source = list(noted), unbroken
+    whole, source = list(trained_ids), unbroken
     for number, (cut, workers) in enumerate([(2, 0), (4, 2), (7, 1), (11, 0), (12, 0)]):
-        noted.clear()
+        trained_ids.clear()
         again = make_trainer(
             make_model(hidden_dropout_prob=0.2, seed=9), f"again{number}", dataloader_num_workers=workers, **options
         )
         again.train(resume_from_checkpoint=f"{source.args.output_dir}/checkpoint-{cut}")
-        assert noted == whole[2 * cut :]
+        assert trained_ids == whole[2 * cut :]
         assert all(value.equal(weights(unbroken.model)[name]) for name, value in weights(again.model).items()), cut
         losses = [[entry for entry in run.state.log_history if "loss" in entry] for run in (unbroken, again)]
         assert losses[0] == losses[1]
@@ -391,7 +391,7 @@ def test_going_on_in_any_pass_and_again(
 def test_two_processes_share_a_stream(
     tmp_path: Path, make_lists: Any, processor: ListProcessor, make_model: Any
 ) -> None:
-    """Together their batches are those of one process: none twice, none left out; both stop and measure alike."""
+    """Together their batches are those of one process, none repeated or left out; both stop and evaluate alike."""
     Reranker(processor, make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)).save_pretrained(tmp_path / "model")
     train, validation = make_lists(20, 7), make_lists(13, 8)
     train.save_to_disk(tmp_path / "train")
@@ -411,7 +411,7 @@ def test_two_processes_share_a_stream(
         assert len(report["ids"]) == 7
         assert report["again"] == report["ids"][4:]
         assert report["checksums"][0] == report["checksums"][1]
-        # 20 lists a pass end within steps 3 and 5, whichever process holds the last of them.
+        # Epochs of 20 lists end within steps 3 and 5, whichever process has the last of them.
         items = sum(len(row) for row in validation["item_id"])
         assert report["evaluated"] == [[step, 13, items] for step in (3, 5, 7)]
     assert both[0]["checksums"] == both[1]["checksums"] == pytest.approx(one["checksums"], rel=1e-5)

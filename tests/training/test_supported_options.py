@@ -1,4 +1,4 @@
-"""Options of transformers: which are trained with, refused in one line, or passed on with a note."""
+"""Options of transformers: supported and tested, rejected with one line, or passed on with a note."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_rerank import InputError, RerankTrainer, RerankTrainingArguments
 from hf_rerank.training import supported_options
 from hf_rerank.training.supported_options import OPTIMIZERS, REFUSED, SUPPORTED, find_untested_options, note_untested
 
-# Each set of options is one training of a few steps. Together they name every supported option but those of ELSEWHERE.
+# Each set of options is one short training. Together they cover every supported option except those in ELSEWHERE.
 TRAININGS: list[dict[str, Any]] = [
     {
         "max_steps": 3,
@@ -84,7 +84,7 @@ TRAININGS: list[dict[str, Any]] = [
         for name in OPTIMIZERS
     ),
 ]
-# Supported options that other files test, or that are of machines and accounts that no test has.
+# Supported options that other files test, or that need machines and accounts that no test has.
 ELSEWHERE = {
     *("output_dir", "use_cpu", "disable_tqdm", "fp16", "dataloader_pin_memory", "local_rank", "do_eval"),
     *("resume_from_checkpoint", "ignore_data_skip"),  # test_resume.py
@@ -95,11 +95,11 @@ ELSEWHERE = {
         "dataloader_in_order",
         "logging_nan_inf_filter",
     ),  # only one value
-    "full_determinism",  # it would change the settings of torch for all tests after it
+    "full_determinism",  # it would change torch's settings for all later tests
 }
 
 
-def test_every_supported_option_is_trained_with() -> None:
+def test_every_supported_option_is_tested() -> None:
     trained = {name for options in TRAININGS for name in options}
     assert trained & ELSEWHERE == set()
     assert trained | ELSEWHERE == SUPPORTED
@@ -109,7 +109,9 @@ def test_every_supported_option_is_trained_with() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this training takes", "ignore:.*gradient_checkpointing.*deprecated")
 @pytest.mark.parametrize("options", TRAININGS, ids=lambda options: options.get("optim", next(iter(options))))
-def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> None:
+def test_training_with_supported_options_runs_and_updates_weights(
+    make_trainer: Any, weights: Any, options: dict[str, Any]
+) -> None:
     level = logging.get_verbosity()
     try:
         trainer = make_trainer(**options)
@@ -117,12 +119,12 @@ def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> Non
         trainer.train()
     finally:
         logging.set_verbosity(level)
-    assert trainer.state.global_step == (options.get("max_steps") or 2)  # a fifth of the 7 whole batches of 32: 1.4
+    assert trainer.state.global_step == (options.get("max_steps") or 2)  # 0.2 epochs of 7 full batches of 32: 1.4
     assert find_untested_options(trainer.args) == {}
     assert any(not torch.equal(value, before[name]) for name, value in weights(trainer.model).items())
 
 
-# ------------------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------------------------ rejected
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> Non
         ({"eval_strategy": "no", "load_best_model_at_end": True}, "^load_best_model_at_end=True needs evaluations"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "^save_strategy=best needs evaluations"),
         ({"eval_strategy": "steps", "save_strategy": "epoch"}, "^eval_strategy is steps and save_strategy epoch: the"),
-        # What upstream refuses, or meets, while it makes the arguments: one line all the same.
+        # Errors raised by upstream while it creates the arguments are one line as well.
         ({"eval_strategy": "sometimes"}, "^the training cannot be set up: sometimes is not a valid IntervalStrategy"),
         ({"lr_scheduler_type": "bent"}, "^the training cannot be set up: bent is not a valid SchedulerType"),
         ({"tf32": True}, r"^the training cannot be set up: --tf32 requires .* as given: tf32=True\)$"),
@@ -185,7 +187,7 @@ def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> Non
         ({"lr_scheduler_kwargs": "{"}, "^the training cannot be set up: "),
     ],
 )
-def test_refused_by_the_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_rejected_by_the_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     if "tf32" in options and torch.cuda.is_available():
         pytest.skip("this machine may have it")
     with pytest.raises(InputError, match=message) as caught:
@@ -205,7 +207,9 @@ def test_refused_by_the_arguments(tmp_path: Path, options: dict[str, Any], messa
         ({"dataloader_multiprocessing_context": "thread", "dataloader_num_workers": 1}, "multiprocessing_context"),
     ],
 )
-def test_refused_before_the_first_step(make_trainer: Any, options: dict[str, Any], message: str) -> None:
+def test_setup_errors_before_the_first_step_are_one_line(
+    make_trainer: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make_trainer(**options).train()
     assert str(caught.value).startswith("the training cannot be set up: ")
@@ -213,7 +217,7 @@ def test_refused_before_the_first_step(make_trainer: Any, options: dict[str, Any
 
 
 def test_errors_after_the_first_step_keep_their_type(make_trainer: Any) -> None:
-    """They are faults of code, not of an option: nobody wants them cut to one line."""
+    """They are errors in code, not in an option, and need their traceback."""
 
     def broken(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         raise ZeroDivisionError("mine")
@@ -222,7 +226,7 @@ def test_errors_after_the_first_step_keep_their_type(make_trainer: Any) -> None:
         make_trainer(compute_loss_func=broken).train()
 
 
-def test_too_few_lists_for_a_batch(make_trainer: Any) -> None:
+def test_drop_last_with_too_few_lists_for_a_batch_is_rejected(make_trainer: Any) -> None:
     with pytest.raises(
         InputError, match=r"^dataloader_drop_last=True .* 240 lists do not fill one of 241: lower per_dev"
     ):
@@ -231,27 +235,29 @@ def test_too_few_lists_for_a_batch(make_trainer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["dnn", "dlcm", "midnn"])
-def test_models_without_blocks_to_checkpoint(make_trainer: Any, processor: Any, name: str) -> None:
+def test_activation_checkpointing_is_rejected_for_models_without_blocks(
+    make_trainer: Any, processor: Any, name: str
+) -> None:
     model = tiny_model(name, processor.schema)
     with pytest.raises(InputError, match=f"{type(model).__name__} has no encoder blocks to checkpoint; only PRM"):
         make_trainer(model=model, activation_checkpointing=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- noted
+# ------------------------------------------------------------------------------------------------------------ reported
 
 
-def test_what_is_not_tested_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(supported_options._log, "warning_once", said.append)
+def test_untested_options_are_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(supported_options._log, "warning_once", notes.append)
     RerankTrainingArguments(str(tmp_path), use_cpu=True)
-    assert said == []
+    assert notes == []
     RerankTrainingArguments(str(tmp_path), use_cpu=True, auto_find_batch_size=True, optim="lomo")
-    assert said == [
+    assert notes == [
         "auto_find_batch_size=True, optim=lomo: passed to transformers as given; not tested with re-rankers (see "
         "hf_rerank/training/README.md)"
     ]
     note_untested({})
-    assert len(said) == 1
+    assert len(notes) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- strategies
@@ -275,7 +281,7 @@ def test_what_is_not_tested_is_noted_once(tmp_path: Path, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_when_to_save_follows_when_to_evaluate(tmp_path: Path, options: Any, expected: Any) -> None:
+def test_save_strategy_follows_eval_strategy(tmp_path: Path, options: Any, expected: Any) -> None:
     args = RerankTrainingArguments(str(tmp_path), use_cpu=True, **options)
     strategies = (args.eval_strategy.value, args.save_strategy.value, args.save_steps)
     assert (*strategies, args.load_best_model_at_end, args.metric_for_best_model) == expected
@@ -291,12 +297,12 @@ def test_when_to_save_follows_when_to_evaluate(tmp_path: Path, options: Any, exp
         ("mine", "no such measure, and there are no compute_metrics$"),
     ],
 )
-def test_no_such_metric(make_trainer: Any, metric: str, message: str) -> None:
+def test_unknown_metrics_for_the_best_model_are_rejected(make_trainer: Any, metric: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_trainer(metric_for_best_model=metric)
 
 
-def test_metrics_of_several_sets(make_trainer: Any, lists: Any) -> None:
+def test_metric_for_the_best_model_names_an_evaluation_set(make_trainer: Any, lists: Any) -> None:
     sets = {"a": lists["validation"], "b_c": lists["validation"]}
     for metric, message in (
         ("a_ndcg", "'a_ndcg': expected a cut-off of metric_ks"),
@@ -308,7 +314,7 @@ def test_metrics_of_several_sets(make_trainer: Any, lists: Any) -> None:
     assert make_trainer(eval_dataset=sets, metric_for_best_model="b_c_map@5")
 
 
-def test_a_metric_that_only_simulated_lists_have(
+def test_expected_clicks_require_true_attraction(
     tmp_path: Path, lists: Any, processor: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = RerankTrainingArguments(str(tmp_path), use_cpu=True, metric_for_best_model="expected_clicks")
@@ -318,7 +324,7 @@ def test_a_metric_that_only_simulated_lists_have(
         RerankTrainer(make_model(), args, lists["train"], lists["validation"], processor)
 
 
-def test_a_metric_of_the_user_that_does_not_come(make_trainer: Any) -> None:
+def test_a_custom_metric_that_is_not_computed_stops_training(make_trainer: Any) -> None:
     from hf_rerank.errors import TrainingStopped
 
     trainer = make_trainer(metric_for_best_model="mine", compute_metrics=lambda prediction: {"other": 1.0})
@@ -329,7 +335,9 @@ def test_a_metric_of_the_user_that_does_not_come(make_trainer: Any) -> None:
 # -------------------------------------------------------------------------------- without evaluation, adapters
 
 
-def test_without_evaluation_lists(tmp_path: Path, lists: Any, processor: Any, make_model: Any, weights: Any) -> None:
+def test_training_without_evaluation_lists(
+    tmp_path: Path, lists: Any, processor: Any, make_model: Any, weights: Any
+) -> None:
     args = RerankTrainingArguments(
         str(tmp_path), use_cpu=True, disable_tqdm=True, num_train_epochs=2, per_device_train_batch_size=60
     )
@@ -348,7 +356,7 @@ def test_without_evaluation_lists(tmp_path: Path, lists: Any, processor: Any, ma
 @pytest.mark.parametrize(
     "options", [{"save_strategy": "best"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}, {"eval_on_start": True}]
 )
-def test_what_needs_evaluation_lists(
+def test_options_that_need_evaluation_lists_are_rejected_without_them(
     tmp_path: Path, lists: Any, processor: Any, make_model: Any, options: dict[str, Any]
 ) -> None:
     args = RerankTrainingArguments(str(tmp_path), use_cpu=True, **options)
@@ -357,8 +365,8 @@ def test_what_needs_evaluation_lists(
         RerankTrainer(make_model(), args, lists["train"], None, processor)
 
 
-def test_adapters_are_refused(make_trainer: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """peft is not installed here: a module that is called so stands in for it."""
+def test_peft_adapters_are_rejected(make_trainer: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft is not installed here: a module of the same name replaces it."""
     peft = types.ModuleType("peft")
     names = {"__module__": "peft.peft_model", "__init__": lambda self, model: (super(kind, self).__init__(), None)[1]}
     kind = type("PeftModel", (torch.nn.Module,), names)

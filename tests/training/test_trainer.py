@@ -1,4 +1,4 @@
-"""The trainer: it learns, repeats itself to the bit, measures what the library measures, and stops with a reason."""
+"""The trainer: it learns, is reproducible bit for bit, and gives the same metrics as the library's evaluation."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ TERMS = {"task_loss", "convergence_loss", "adversarial_loss", "score_spread"}
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "model_preparation_time")
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def are_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
@@ -94,7 +94,7 @@ def trained(
 
 
 @pytest.mark.slow
-def test_learns(trained: RerankTrainer, lists: dict[str, Any]) -> None:
+def test_training_improves_on_the_initial_order(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     losses = [entry["loss"] for entry in logged(trained, "loss")]
     assert len(losses) == 8
     assert losses[-1] < 0.85 * losses[0]
@@ -104,7 +104,7 @@ def test_learns(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     assert best["final_expected_clicks_share"] > 0.3
 
 
-def test_log_has_every_term(trained: RerankTrainer) -> None:
+def test_log_contains_every_loss_term(trained: RerankTrainer) -> None:
     for entry in logged(trained, "loss"):
         assert {*TERMS, "grad_norm", "learning_rate"} <= entry.keys()
         assert all(np.isfinite(value) for value in entry.values())
@@ -122,8 +122,10 @@ def test_without_principles_there_are_no_consistency_terms(make_trainer: Make) -
         assert entry["loss"] == pytest.approx(entry["task_loss"], rel=1e-4)
 
 
-def test_score_spread_of_the_log(make_trainer: Make, processor: ListProcessor, make_model: Any, lists: Any) -> None:
-    """The mean over lists of the standard deviation of a list's scores, as numpy computes it."""
+def test_logged_score_spread_equals_numpy(
+    make_trainer: Make, processor: ListProcessor, make_model: Any, lists: Any
+) -> None:
+    """The mean over lists of the standard deviation of a list's scores, computed with numpy."""
     model = make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)
     rows = lists["train"].select(range(16))
     expected = [float(np.std(scores_of(model, processor, row))) for row in rows]
@@ -136,7 +138,7 @@ def test_score_spread_of_the_log(make_trainer: Make, processor: ListProcessor, m
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def test_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str, Any]) -> None:
+def test_trainer_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     metrics = only_measures(trained.evaluate())
     expected = evaluate(trained.model, trained.processor, lists["validation"])
     for name in ("unknown_share", "settings", "drift"):
@@ -145,7 +147,7 @@ def test_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str
     assert metrics.keys() == expected.keys()
     assert metrics == pytest.approx(expected, rel=1e-6)
 
-    # The loss: the mean over lists of the binary log-loss, written out.
+    # The loss: the mean over lists of the written-out binary log loss.
     per_list = []
     for batch in encode_batches(lists["validation"], trained.processor, batch_size=1):
         features = {name: batch[name] for name in FEATURE_TENSORS if name in batch}
@@ -154,7 +156,7 @@ def test_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str
     assert loss == pytest.approx(np.mean(per_list), rel=1e-5)
 
 
-def test_metrics_equal_hand_called_functions(trained: RerankTrainer, lists: dict[str, Any]) -> None:
+def test_trainer_metrics_equal_the_metric_functions(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     """From ``model.rank``, list by list, padded here."""
     rows = lists["validation"]
     scores, labels, attraction = (np.zeros((len(rows), 8)) for _ in range(3))
@@ -181,7 +183,7 @@ def test_metrics_equal_hand_called_functions(trained: RerankTrainer, lists: dict
 def test_evaluation_batch_size_does_not_matter(
     trained: RerankTrainer, make_trainer: Make, while_training: bool
 ) -> None:
-    """While training, obedience is measured on one swap a list, drawn by its id."""
+    """During training, obedience is measured on one swap per list, drawn by its id."""
     found = []
     for size in (1, 7, 50, 512):
         trainer = make_trainer(trained.model, per_device_eval_batch_size=size)
@@ -193,8 +195,10 @@ def test_evaluation_batch_size_does_not_matter(
         assert other == pytest.approx(found[0], rel=1e-5)
 
 
-def test_scores_far_below_zero_are_no_padding(make_trainer: Make, make_model: Any, lists: dict[str, Any]) -> None:
-    """-100 marks padding in labels; a score may be -100, or below."""
+def test_scores_of_minus_100_are_not_treated_as_padding(
+    make_trainer: Make, make_model: Any, lists: dict[str, Any]
+) -> None:
+    """-100 marks padding in labels; a score may be -100 or lower."""
     model = make_model()
     with torch.no_grad():
         model.scorer.bias.fill_(-100.0)
@@ -205,7 +209,7 @@ def test_scores_far_below_zero_are_no_padding(make_trainer: Make, make_model: An
     assert metrics["ndcg@5"] == pytest.approx(expected["ndcg@5"])
 
 
-def test_an_evaluation_that_fails_leaves_nothing_behind(make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_a_failed_evaluation_leaves_no_state_behind(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer(per_device_eval_batch_size=10)
     expected = only_measures(trainer.evaluate())
     rows = lists["validation"].to_list()
@@ -216,14 +220,16 @@ def test_an_evaluation_that_fails_leaves_nothing_behind(make_trainer: Make, list
     assert only_measures(trainer.evaluate()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_dictionaries_are_evaluated_one_by_one(make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_evaluation_sets_in_a_dictionary_are_evaluated_separately(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer()
     metrics = trainer.evaluate({"seen": lists["train"], "new": lists["validation"]})
     assert (metrics["eval_seen_lists"], metrics["eval_new_lists"]) == (240, 50)
     assert trainer.results["evaluations"].keys() == {"eval_seen", "eval_new"}
 
 
-def test_predict(trained: RerankTrainer, make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_predict_returns_scores_labels_and_positions(
+    trained: RerankTrainer, make_trainer: Make, lists: dict[str, Any]
+) -> None:
     output = make_trainer(trained.model, per_device_eval_batch_size=16).predict(lists["validation"])
     (scores, _), (labels, positions, _) = output.predictions, output.label_ids
     assert output.metrics["test_lists"] == len(scores) == 50
@@ -236,10 +242,10 @@ def test_predict(trained: RerankTrainer, make_trainer: Make, lists: dict[str, An
         np.testing.assert_allclose(scores[number][real], expected, rtol=1e-5, atol=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------- equal to the bit
+# ------------------------------------------------------------------------------------------------ bit-for-bit equality
 
 
-def test_accumulation_equals_one_batch(make_trainer: Make, make_model: Any, weights: Any) -> None:
+def test_accumulated_batches_equal_one_large_batch(make_trainer: Make, make_model: Any, weights: Any) -> None:
     """Batch 8 = 4 x 2 accumulated: SGD, both principles, perturbations drawn by list and step."""
     found = []
     for size, accumulated in ((8, 1), (4, 2), (2, 4)):
@@ -250,7 +256,7 @@ def test_accumulation_equals_one_batch(make_trainer: Make, make_model: Any, weig
             optim="sgd",
             learning_rate=0.1,
             lr_scheduler_type="constant",
-            max_grad_norm=0,  # clipping would hide a gradient of another scale
+            max_grad_norm=0,  # clipping would hide a wrongly scaled gradient
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulated,
             train_sampling_strategy="sequential",
@@ -262,29 +268,29 @@ def test_accumulation_equals_one_batch(make_trainer: Make, make_model: Any, weig
         trainer.train()
         assert trainer.state.global_step == 1
         found.append(weights(trainer.model))
-        assert furthest(before, found[-1]) > 1e-3
-    assert furthest(found[0], found[1]) < 1e-6
-    assert furthest(found[0], found[2]) < 1e-6
+        assert largest_difference(before, found[-1]) > 1e-3
+    assert largest_difference(found[0], found[1]) < 1e-6
+    assert largest_difference(found[0], found[2]) < 1e-6
 
 
 @pytest.mark.slow
-def test_same_seed_same_weights(make_trainer: Make, make_model: Any, weights: Any) -> None:
+def test_the_same_seed_gives_the_same_weights(make_trainer: Make, make_model: Any, weights: Any) -> None:
     found = []
     for number, seed in enumerate((3, 3, 4)):
         trainer = make_trainer(make_model(seed=1), folder=f"run{number}", seed=seed)
         trainer.train()
         found.append(weights(trainer.model))
-    assert same(found[0], found[1])
-    assert not same(found[0], found[2])
+    assert are_equal(found[0], found[1])
+    assert not are_equal(found[0], found[2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
-def test_resume_equals_the_unbroken_run(
+def test_resumed_runs_equal_the_unbroken_run(
     make_trainer: Make, make_model: Any, weights: Any, lists: dict[str, Any], stream: bool
 ) -> None:
-    """Dropout, unknown ids, shuffling; cut in the middle of a pass of 7.5 steps and beyond it, resumed twice. From a
-    dataset the second run, and the third, go on with encoded lists of a cache, which give the same batches."""
+    """Dropout, unknown ids, shuffling; interrupted within an epoch of 7.5 steps and after it, resumed twice. With a
+    dataset, the second and third runs use a cache of encoded lists, which gives the same batches."""
     shuffled = lists["train"].to_iterable_dataset(num_shards=2).shuffle(seed=5, buffer_size=50)
     options = {
         "max_steps": 14,
@@ -304,23 +310,23 @@ def test_resume_equals_the_unbroken_run(
     cuts = (3, 8, 12)
     resumed_from = first / f"checkpoint-{cuts[0]}"
     for number, cut in enumerate(cuts):
-        # Other initial weights: all of them must come from the checkpoint.
+        # Different initial weights: all weights must come from the checkpoint.
         cache = {"encoded_cache": str(first.parent / "cache")} if number and not stream else {}
         resumed = make_trainer(make_model(seed=9, **model), folder=f"resumed{number}", **options, **cache)
         resumed.train(resume_from_checkpoint=str(resumed_from))
-        assert same(weights(resumed.model), weights(unbroken.model)), cut
+        assert are_equal(weights(resumed.model), weights(unbroken.model)), cut
         steps = {entry["step"]: entry for entry in logged(unbroken, "loss")}
         for entry in logged(resumed, "loss"):
             assert entry == steps[entry["step"]]
-        if number + 1 < len(cuts):  # the next one goes on from a run that was itself resumed
+        if number + 1 < len(cuts):  # the next one resumes from a run that was itself resumed
             resumed_from = Path(resumed.args.output_dir) / f"checkpoint-{cuts[number + 1]}"
 
 
-# ------------------------------------------------------------------------------------------------- what is left behind
+# --------------------------------------------------------------------------------------------------------- saved files
 
 
 class Reverse(TrainerCallback):
-    """Turns every ranking around after step ``at``."""
+    """Reverses every ranking after step ``at``."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -343,11 +349,11 @@ def test_the_best_checkpoint_is_loaded(make_trainer: Make, make_model: Any, weig
     assert trainer.results["training"]["best_metric"] == values[best]
     folder = Path(trainer.args.output_dir)
     loaded = Reranker.from_pretrained(folder / f"checkpoint-{best}")
-    assert same(weights(trainer.model), weights(loaded.model))
+    assert are_equal(weights(trainer.model), weights(loaded.model))
     assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(values[best], abs=1e-12)
 
 
-def test_what_a_run_leaves(trained: RerankTrainer) -> None:
+def test_files_saved_by_a_run(trained: RerankTrainer) -> None:
     folder = Path(trained.args.output_dir)
     model_files = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
     kept = {path.name for path in folder.iterdir() if path.is_file()}
@@ -360,7 +366,7 @@ def test_what_a_run_leaves(trained: RerankTrainer) -> None:
         assert names.isdisjoint({"training_args.bin", "results.json"})
 
 
-def test_results(trained: RerankTrainer, lists: dict[str, Any]) -> None:
+def test_results_file_describes_the_run(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     text = (Path(trained.args.output_dir) / "results.json").read_text()
     assert "hf_canary_token" not in text
     found = json.loads(text)
@@ -411,11 +417,11 @@ def test_two_processes_equal_one(
     after_one, after_two = (
         weights(Reranker.from_pretrained(tmp_path / name / "model").model) for name in ("on1", "on2")
     )
-    assert furthest(weights(make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)), after_one) > 1e-3
-    assert furthest(after_one, after_two) < 1e-6
-    # Each process gave its half of each batch: the first batch of 4 and the second.
+    assert largest_difference(weights(make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)), after_one) > 1e-3
+    assert largest_difference(after_one, after_two) < 1e-6
+    # Each process trained on its half of each batch of 8.
     assert [both[0]["ids"][step] + both[1]["ids"][step] for step in (0, 1)] == one["ids"]
-    # Every kind of perturbation of every list at every step, whichever process it came to.
+    # Every kind of perturbation of every list at every step, on whichever process.
     assert len(one["perturbed"]) == 5 * 16
     assert {**both[0]["perturbed"], **both[1]["perturbed"]} == one["perturbed"]
     assert both[0]["checksum"] == both[1]["checksum"]
@@ -428,8 +434,8 @@ def test_two_processes_equal_one(
 # ----------------------------------------------------------------------------------------------------- only public API
 
 
-def test_every_list_is_measured_whatever_training_drops(make_trainer: Make, lists: dict[str, Any]) -> None:
-    """50 lists in batches of 32: the last 18 count, too."""
+def test_every_list_is_evaluated_even_with_drop_last(make_trainer: Make, lists: dict[str, Any]) -> None:
+    """50 lists in batches of 32: the last 18 count as well."""
     trainer = make_trainer(dataloader_drop_last=True)
     model = trainer.model
     assert only_measures(trainer.evaluate()) == only_measures(make_trainer(model, folder="other").evaluate())
@@ -438,7 +444,7 @@ def test_every_list_is_measured_whatever_training_drops(make_trainer: Make, list
 
 
 @pytest.mark.slow
-def test_persistent_workers_give_the_lists_that_are_asked_for(make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_persistent_workers_read_the_requested_evaluation_lists(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
     validation, other = trainer.evaluate(), trainer.evaluate(lists["train"])
     plain = make_trainer(trainer.model, folder="other")
@@ -447,7 +453,7 @@ def test_persistent_workers_give_the_lists_that_are_asked_for(make_trainer: Make
     assert only_measures(trainer.evaluate()) == only_measures(validation) != only_measures(other)
 
 
-def test_only_public_methods_of_the_trainer() -> None:
+def test_no_private_method_of_the_upstream_trainer_is_used() -> None:
     """No underscore method of ``transformers.Trainer`` is called, overridden or hidden by an attribute."""
     upstream = ast.parse(inspect.getsource(inspect.getmodule(Trainer)))  # type: ignore[arg-type]
     private = {name for name in dir(Trainer) if name.startswith("_") and not name.startswith("__")}
@@ -463,14 +469,14 @@ def test_only_public_methods_of_the_trainer() -> None:
     for module, allowed in (
         (trainer_module, set()),
         (evaluating_trainer, set()),
-        (checkpointing_trainer, {"_save_checkpoint"}),  # says why, and test_killed_trainings.py notices if it changes
+        (checkpointing_trainer, {"_save_checkpoint"}),  # justified there; test_killed_trainings.py fails if it changes
     ):
-        names = names_of_one_underscore(module)
+        names = private_names_in(module)
         assert names
         assert names & private == allowed, module.__name__
 
 
-def names_of_one_underscore(module: Any) -> set[str]:
+def private_names_in(module: Any) -> set[str]:
     """The underscore attributes and methods that the trainer class of a module uses or defines."""
     parsed = ast.parse(inspect.getsource(module))
     (own_class,) = (node for node in parsed.body if isinstance(node, ast.ClassDef) and node.name.endswith("Trainer"))

@@ -1,4 +1,4 @@
-"""Where ``RerankTrainer`` stops or refuses: broken weights and lists, wrong input, streams and their ends."""
+"""Errors of ``RerankTrainer``: broken weights and lists, wrong input, and options that streams need."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BreakWeights(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_nan_in_the_weights_stops(make_trainer: Make, weights: Any) -> None:
+def test_nan_weights_stop_training_and_are_never_saved(make_trainer: Make, weights: Any) -> None:
     trainer = make_trainer(
         callbacks=[BreakWeights(5)],
         save_strategy="steps",
@@ -58,11 +58,13 @@ def test_nan_in_the_weights_stops(make_trainer: Make, weights: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_a_list_that_blows_up_is_named(make_trainer: Make, make_lists: Any, processor: ListProcessor) -> None:
+def test_a_list_with_an_overflowing_feature_is_reported(
+    make_trainer: Make, make_lists: Any, processor: ListProcessor
+) -> None:
     rows = make_lists(24, 7).to_list()
     schema = processor.schema.replace(items=[processor.schema.items[0], type(processor.schema.items[1])("price")])
     scales = {"price": type(processor.scales["price"])(mean=0.0, std=1e-3)}
-    rows[17]["price"][1] = 3e38  # a number of float32, and infinite once divided by the scale
+    rows[17]["price"][1] = 3e38  # finite in float32, but infinite after scaling
     plain = ListProcessor(schema, processor.vocabularies, scales)
     from hf_rerank import PRMConfig, PRMForReranking, RerankTrainingArguments
 
@@ -84,7 +86,9 @@ def test_a_list_that_blows_up_is_named(make_trainer: Make, make_lists: Any, proc
 # --------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_refused_inputs(make_trainer: Make, make_model: Any, make_lists: Any, lists: dict[str, Any]) -> None:
+def test_wrong_trainer_inputs_are_rejected(
+    make_trainer: Make, make_model: Any, make_lists: Any, lists: dict[str, Any]
+) -> None:
     splits = datasets.DatasetDict(lists)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"train_dataset": splits}, r"train, validation: choose one split.*lists\['train'\]"),
@@ -106,7 +110,7 @@ def test_refused_inputs(make_trainer: Make, make_model: Any, make_lists: Any, li
         RerankTrainer(trainer.model, trainer.args)
 
 
-def test_grades_are_for_listwise_losses(make_trainer: Make, make_model: Any, make_lists: Any) -> None:
+def test_graded_labels_require_a_listwise_loss(make_trainer: Make, make_model: Any, make_lists: Any) -> None:
     rows = make_lists(16, 8).to_list()
     rows[11]["click"][2] = 2
     graded = datasets.Dataset.from_list(rows)
@@ -118,7 +122,7 @@ def test_grades_are_for_listwise_losses(make_trainer: Make, make_model: Any, mak
 
 
 @pytest.mark.slow
-def test_lists_that_are_too_long(
+def test_too_long_lists_are_rejected_or_truncated(
     tmp_path: Path, lists: dict[str, Any], processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hf_rerank import PRMConfig, PRMForReranking, RerankTrainingArguments
@@ -152,7 +156,7 @@ def test_a_stream_needs_max_steps(make_trainer: Make, lists: dict[str, Any]) -> 
         make_trainer(train_dataset=lists["train"].to_iterable_dataset())
 
 
-def test_a_batch_size_that_changes_is_not_for_streams(make_trainer: Make, lists: dict[str, Any]) -> None:
+def test_auto_find_batch_size_is_rejected_for_streams(make_trainer: Make, lists: dict[str, Any]) -> None:
     stream = lists["train"].to_iterable_dataset()
     with pytest.raises(InputError, match="auto_find_batch_size would lose the position in a stream"):
         make_trainer(train_dataset=stream, max_steps=1, auto_find_batch_size=True)

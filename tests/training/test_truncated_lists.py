@@ -1,4 +1,4 @@
-"""Lists that are longer than the model's: they are cut, and metrics count the clicks on what was cut."""
+"""Lists longer than the model's limit: they are truncated, and metrics count clicks on truncated items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_rerank.training import RerankTrainer, RerankTrainingArguments
 CLICKS = [[1] + [0] * 10 + [1], [0, 1] + [0] * 8, [0] * 10 + [1, 0]]
 LISTS = [{"price": [float(slot) for slot in range(len(click))], "click": click} for click in CLICKS]
 SCHEMA = ListSchema(items=[Dense("price")], max_list_length=10)
-# By falling price... the model below gives -price, so that items keep their order.
+# The model below scores items by -price, so that they keep their order.
 IDEAL_OF_TWO = 1 + 1 / math.log2(3)
 NDCG = (1 / IDEAL_OF_TWO + 1 / math.log2(3) + 0.0) / 3
 # MAP@10: 1 of 2 clicks found, at rank 1; the one click at rank 2; none.
@@ -40,7 +40,7 @@ class CheapestFirst(DNNForReranking):
         return super().embed(batch)
 
 
-def check(found: dict[str, float], prefix: str = "") -> None:
+def check_metrics(found: dict[str, float], prefix: str = "") -> None:
     assert found[f"{prefix}ndcg@10"] == pytest.approx(NDCG)
     assert found[f"{prefix}map@10"] == pytest.approx(MAP)
     assert found[f"{prefix}recall@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
@@ -60,7 +60,9 @@ def model_of(processor: ListProcessor) -> CheapestFirst:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_the_trainer_truncates(processor: ListProcessor, tmp_path: Path, batch: int, streamed: bool) -> None:
+def test_trainer_counts_clicks_on_truncated_items(
+    processor: ListProcessor, tmp_path: Path, batch: int, streamed: bool
+) -> None:
     lists = Dataset.from_list(LISTS)
     arguments = RerankTrainingArguments(
         str(tmp_path), truncate_lists=True, per_device_eval_batch_size=batch, use_cpu=True, disable_tqdm=True
@@ -71,10 +73,10 @@ def test_the_trainer_truncates(processor: ListProcessor, tmp_path: Path, batch: 
         eval_dataset=lists.to_iterable_dataset() if streamed else lists,
         processing_class=processor,
     )
-    check(trainer.evaluate(), "eval_")
+    check_metrics(trainer.evaluate(), "eval_")
 
 
-def test_prepared_lists_keep_the_labels_of_what_was_cut(processor: ListProcessor, tmp_path: Path) -> None:
+def test_prepared_lists_keep_the_labels_of_truncated_items(processor: ListProcessor, tmp_path: Path) -> None:
     rows = [{**row, "split": "test"} for row in LISTS]
     Dataset.from_list(rows).to_parquet(tmp_path / "lists.parquet")
     prepare_own(tmp_path / "lists.parquet", tmp_path / "lists", schema=SCHEMA, cut=True, progress=False)
@@ -82,11 +84,11 @@ def test_prepared_lists_keep_the_labels_of_what_was_cut(processor: ListProcessor
     assert lists.schema.cut_label == "click_cut"
     assert lists["test"]["click_cut"][:] == [[0, 1], [], [1, 0]]
     reader = ListProcessor(lists.schema, processor.vocabularies, processor.scales)
-    check(evaluate(model_of(processor), reader, lists["test"], ks=(10,), swaps="one", max_steps=0))
-    check(evaluate_orders(reader, lists["test"], ks=(10,))["initial"])
+    check_metrics(evaluate(model_of(processor), reader, lists["test"], ks=(10,), swaps="one", max_steps=0))
+    check_metrics(evaluate_orders(reader, lists["test"], ks=(10,))["initial"])
 
 
-def test_the_column_has_one_use() -> None:
+def test_the_cut_label_column_must_be_separate_and_valid() -> None:
     for other in ("price", "click"):
         with pytest.raises(InputError, match=f"the column '{other}'|takes the column '{other}'"):
             ListSchema(items=[Dense("price")], cut_label=other)

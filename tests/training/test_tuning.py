@@ -1,4 +1,4 @@
-"""A search of options: model_init, pruning, resuming, the best run as a finished model, and the command."""
+"""Hyperparameter search: model_init, pruning, resuming, the best run saved as a complete model, and the command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ optuna = pytest.importorskip("optuna")
 
 @pytest.fixture
 def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path: Path) -> Any:
-    """A trainer whose models ``model_init`` makes."""
+    """A trainer whose models are created by ``model_init``."""
 
     def made(folder: str = "run", init: Any = None, **options: Any) -> RerankTrainer:
         plain = {"num_train_epochs": 2, "per_device_train_batch_size": 64, "principled": "none", "disable_tqdm": True}
@@ -40,14 +40,14 @@ def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path:
 
 
 @pytest.mark.slow
-def test_every_training_begins_with_a_new_model_of_model_init(make: Any) -> None:
+def test_every_training_starts_with_a_new_model_from_model_init(make: Any) -> None:
     trainer = make()
     trainer.train()
     first = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     for name, weight in trainer.model.named_parameters():
         assert torch.equal(weight, first[name]), name
-    assert trainer.model.config.item_unknown_rates, "filled in for the new model too"
+    assert trainer.model.config.item_unknown_rates, "set for the new model as well"
 
 
 def test_a_trainer_needs_a_model_or_model_init(make: Any, processor: ListProcessor, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_trainer_needs_a_model_or_model_init(make: Any, processor: ListProcess
 
 
 @pytest.mark.slow
-def test_the_best_trial_is_saved_as_a_finished_model(make: Any, processor: ListProcessor, tmp_path: Path) -> None:
+def test_the_best_trial_is_saved_as_a_complete_model(make: Any, processor: ListProcessor, tmp_path: Path) -> None:
     def init(trial: Any = None) -> Any:
         size = 8 if trial is None else trial.suggest_categorical("hidden_size", [4, 8])
         return tiny_model("prm", processor.schema, num_attention_heads=1, hidden_size=size)
@@ -109,7 +109,7 @@ def test_an_interrupted_study_runs_the_same_options_again(make: Any, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_hopeless_trial_is_pruned_and_one_that_fails_is_told(make: Any, capsys: Any, tmp_path: Path) -> None:
+def test_pruned_and_failed_trials_are_reported(make: Any, capsys: Any, tmp_path: Path) -> None:
     class PruneAll(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
             return trial.number == 1
@@ -125,7 +125,7 @@ def test_a_hopeless_trial_is_pruned_and_one_that_fails_is_told(make: Any, capsys
     assert "[3/3] failed: obedience_k is -1" in lines[2]
 
 
-def test_what_upstream_offers_and_this_does_not_is_refused(make: Any) -> None:
+def test_unsupported_upstream_search_options_are_rejected(make: Any) -> None:
     trainer = make()
     with pytest.raises(InputError, match="direction is not supported"):
         trainer.hyperparameter_search(direction="minimize")
@@ -135,13 +135,15 @@ def test_what_upstream_offers_and_this_does_not_is_refused(make: Any) -> None:
         trainer.hyperparameter_search(n_trials=0)
 
 
-def test_a_missing_optuna_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+def test_missing_optuna_is_reported_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["tune", "--model", "prm", "--data", str(tmp_path), "--output-dir", str(tmp_path / "out")]) == 2
     assert 'needs optuna: pip install "hf-rerank[tune]"' in capsys.readouterr().err
 
 
-def test_spaces_are_read_from_text() -> None:
+def test_search_spaces_are_parsed_from_text() -> None:
     objective = PRESETS["scaled"]
     texts = ["learning_rate=1e-4:1e-2:log", "hidden_size=16,32", "num_hidden_layers=1:3", "convergence_weight=1:10"]
     found = read_spaces(texts, PRMConfig, objective, {}, {})
@@ -169,13 +171,13 @@ def test_spaces_are_read_from_text() -> None:
         ("seed=1:5", "exclude each other"),
     ],
 )
-def test_wrong_spaces_are_refused(text: str, message: str) -> None:
+def test_wrong_search_spaces_are_rejected(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_spaces([text], PRMConfig, PRESETS["scaled"], {}, {"seed": 1})
 
 
 @pytest.mark.slow
-def test_the_command(lists: dict[str, datasets.Dataset], tmp_path: Path, capsys: Any) -> None:
+def test_tune_command(lists: dict[str, datasets.Dataset], tmp_path: Path, capsys: Any) -> None:
     for split, of_split in (*lists.items(), ("test", lists["validation"])):
         of_split.to_parquet(tmp_path / "lists" / f"{split}-00000-of-00001.parquet")
     SCHEMA.save(tmp_path / "lists" / "schema.json")

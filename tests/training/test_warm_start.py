@@ -21,8 +21,8 @@ def run(*arguments: object) -> None:
     assert cli.main([str(argument) for argument in arguments]) == 0
 
 
-def day(folder: Path, number: int) -> Path:
-    """300 lists of four of 40 items; items 4 n are clicked. Each day ten items are gone and ten are new."""
+def prepare_day(folder: Path, number: int) -> Path:
+    """300 lists of four of 40 items; items 4 n are clicked. Each day, ten items disappear and ten are new."""
     draw = np.random.default_rng(number)
     lines = ["request,user,item_id,price,click,rank"]
     for request in range(300):
@@ -41,7 +41,7 @@ def day(folder: Path, number: int) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("days")
     model = ["--model", "dnn", "--set", "hidden_sizes=[8]", "--num_train_epochs", "8", "--learning_rate", "0.02"]
-    run("train", "--data", day(folder, 1), "--output-dir", folder / "model1", *model, *OPTIONS)
+    run("train", "--data", prepare_day(folder, 1), "--output-dir", folder / "model1", *model, *OPTIONS)
     return folder
 
 
@@ -54,8 +54,10 @@ def ndcg(capsys: pytest.CaptureFixture[str], model: Path, lists: Path, output: P
 
 
 @pytest.mark.slow
-def test_a_day_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lists, output = day(folder, 2), folder / "measures.json"
+def test_warm_start_on_the_next_day_adds_new_ids_and_improves_ndcg(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists, output = prepare_day(folder, 2), folder / "measures.json"
     with pytest.warns(UserWarning, match=r"column 'item_id': 2\d\.\d% of its values are unknown; in training 0\.0%"):
         before, said = ndcg(capsys, folder / "model1", lists, output)
     assert "of item_id unknown" in said  # 10 of 40 items
@@ -66,14 +68,14 @@ def test_a_day_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown" not in said
     assert after > before
     old, new = (Reranker.from_pretrained(folder / name) for name in ("model1", "model2"))
-    # The rows of old items are where they were: 10 to 49, and behind them 50 to 59.
+    # The rows of old items are unchanged: 10 to 49, followed by 50 to 59.
     assert new.processor.vocabularies["item_id"].values.tolist() == list(range(10, 60))
     assert old.processor.vocabularies["item_id"].values.tolist() == list(range(10, 50))
-    # What later lists are compared with is the day that the model was trained on last.
+    # Later lists are compared with the day on which the model was last trained.
     assert new.processor.fit_report["training"]["unknown"]["item_id"] == 0
     train = load_lists(lists)["train"]
     assert new.processor.fit_report["training"]["values"]["item_id"] == 4 * len(train)
-    # Items that are gone have not been seen since: weight decay alone may move their rows.
+    # Items that disappeared have not been seen since: only weight decay may change their rows.
     gone = slice(2, 12)
     tables = [model.model.item_embedding.item_tables[0].weight[gone] for model in (old, new)]
     assert torch.allclose(*tables, atol=0.05)

@@ -1,4 +1,4 @@
-"""Columns beside the labels, through the trainer: weights in every task loss, propensities in its evaluation."""
+"""Item columns in the trainer: weights in every task loss, propensities in evaluation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ WEIGHTS: dict[str, Callable[[int], float]] = {
 
 
 @pytest.fixture(scope="module")
-def weighted(lists: dict[str, datasets.Dataset]) -> dict[str, dict[str, datasets.Dataset]]:
-    """64 lists to train on and those to evaluate, for each way to weigh; with the propensity of each click."""
+def weighted_lists(lists: dict[str, datasets.Dataset]) -> dict[str, dict[str, datasets.Dataset]]:
+    """64 training lists and the evaluation lists for each kind of weight, with propensities."""
     examination = SCHEMA.examination
     assert examination is not None
     found: dict[str, dict[str, datasets.Dataset]] = {}
@@ -44,9 +44,9 @@ def weighted(lists: dict[str, datasets.Dataset]) -> dict[str, dict[str, datasets
 
 
 @pytest.fixture
-def train_once(tmp_path: Any, weighted: dict[str, dict[str, datasets.Dataset]]) -> Callable[..., RerankTrainer]:
+def train_once(tmp_path: Any, weighted_lists: dict[str, dict[str, datasets.Dataset]]) -> Callable[..., RerankTrainer]:
     """One step of SGD at a learning rate of 1, so that the change of the model is the gradient."""
-    processor = ListProcessor.from_lists(weighted["all 1"]["train"], schema=WITH_COLUMNS)
+    processor = ListProcessor.from_lists(weighted_lists["all 1"]["train"], schema=WITH_COLUMNS)
 
     def train(weights: str, name: str = "dnn", task_loss: str = "binary_log_loss") -> RerankTrainer:
         # Not every loss can be corrected by propensities: tests/test_propensity_losses.py.
@@ -70,8 +70,8 @@ def train_once(tmp_path: Any, weighted: dict[str, dict[str, datasets.Dataset]]) 
                 use_cpu=True,
                 disable_tqdm=True,
             ),
-            train_dataset=weighted[weights]["train"],
-            eval_dataset=weighted[weights]["validation"],
+            train_dataset=weighted_lists[weights]["train"],
+            eval_dataset=weighted_lists[weights]["validation"],
             processing_class=processor,
         )
         trainer.before = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -87,7 +87,7 @@ def gradient(trainer: RerankTrainer) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer]) -> None:
+def test_weights_scale_every_task_loss(train_once: Callable[..., RerankTrainer]) -> None:
     for task_loss in TASK_LOSSES:
         plain, doubled, nothing = (train_once(weights, task_loss=task_loss) for weights in ("all 1", "all 2", "all 0"))
         assert gradient(plain).abs().max() > 1e-4, task_loss
@@ -98,15 +98,15 @@ def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer])
 
 
 @pytest.mark.slow
-def test_weights_reach_the_own_loss_of_every_model(train_once: Callable[..., RerankTrainer]) -> None:
-    """Clicks that weigh nothing leave a softmax loss without a term; a log-loss is left with what pushes down."""
+def test_weights_apply_to_the_own_loss_of_every_model(train_once: Callable[..., RerankTrainer]) -> None:
+    """With zero weight for clicks, a softmax loss has no term left, a log loss only those of unclicked items."""
     for name in RERANKERS:
         plain, without_clicks = (train_once(weights, name, "own") for weights in ("all 1", "clicks 0"))
         loss, less = (trainer.state.log_history[0]["loss"] for trainer in (plain, without_clicks))
         assert less < 0.9 * loss, name
 
 
-def test_propensities_reach_the_evaluation(train_once: Callable[..., RerankTrainer]) -> None:
+def test_propensities_are_used_in_evaluation(train_once: Callable[..., RerankTrainer]) -> None:
     found = train_once("all 1").evaluate()
     assert found["eval_ips_expected_clicks_low"] < found["eval_expected_clicks"]
     assert found["eval_expected_clicks"] < found["eval_ips_expected_clicks_high"]

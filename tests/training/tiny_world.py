@@ -1,4 +1,4 @@
-"""A tiny world of ragged lists: items differ in attraction, places in examination, and the initial order is random."""
+"""Tiny simulated ragged lists: items differ in attraction, positions in examination; the initial order is random."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = ListSchema(
     max_list_length=LONGEST,
 )
 _ENCODER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-# Sizes that make each model tiny.
+# Options that make each model tiny.
 TINY: dict[str, dict[str, Any]] = {
     "dnn": {"hidden_sizes": [8]},
     "dlcm": {"hidden_size": 6},
@@ -72,7 +72,7 @@ def tiny_lists(count: int, seed: int) -> datasets.Dataset:
 
 
 def collator_of(processor: ListProcessor, **options: Any) -> RerankCollator:
-    """As the trainer has it."""
+    """A collator like the trainer's."""
     return RerankCollator(processor, all_tensors=True, **options)
 
 

@@ -1,6 +1,6 @@
-"""Run by torchrun: trains for two steps on what this process is given of each batch, and writes down what it saw.
+"""Run by torchrun: trains for two steps on this process's share of each batch, and records what it read.
 
-Arguments: folder with ``model``, ``train`` and ``validation``; output folder; lists a step on each process.
+Arguments: folder with ``model``, ``train`` and ``validation``; output folder; lists per step on each process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_rerank.processing.collator import decode_list_ids, hash_list_ids
 
 
 class NotingTrainer(RerankTrainer):
-    """Notes the ids of the lists of every step, and how each kind of perturbation would show them."""
+    """Records the list ids of every step, and the orders that each kind of perturbation would give."""
 
     ids: list[list[str]]
     perturbed: dict[str, list[int]]
@@ -49,7 +49,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
             optim="sgd",
             learning_rate=0.1,
             lr_scheduler_type="constant",
-            max_grad_norm=0,  # clipping would hide a gradient of another scale
+            max_grad_norm=0,  # clipping would hide a wrongly scaled gradient
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=3,
             train_sampling_strategy="sequential",
@@ -82,7 +82,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"rank{trainer.args.process_index}.json").write_text(json.dumps(report))
     if torch.distributed.is_initialized():
-        # All is written. gloo's threads now and then abort a process that cleans up at its end, so this one does not.
+        # All output is written. gloo's threads occasionally abort a process that cleans up at its end, so skip that.
         torch.distributed.barrier()
         sys.stderr.flush()
         os._exit(0)
