@@ -41,6 +41,15 @@ PRESETS: dict[str, PrincipledObjective] = {
             _scaled("adversarial", "first", "third", weight=0.5),
         ),
     ),
+    # `scaled` with the task loss on every pass: the model also learns from clicks in its own and in swapped orders.
+    "augmented": PrincipledObjective(
+        passes=(_GIVEN, _OWN, _SWAPPED),
+        terms=(
+            _scaled("convergence", "first", "second", weight=6.0),
+            _scaled("adversarial", "first", "third", weight=1.5),
+        ),
+        task_loss_on=("first", "second", "third"),
+    ),
     # The text of the paper, taken literally.
     "paper": PrincipledObjective(
         passes=(_GIVEN, _OWN, _SWAPPED),

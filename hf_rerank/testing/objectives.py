@@ -14,6 +14,7 @@ from hf_rerank.principled import PRESETS, Perturbed, PrincipledObjective, Soft
 # Written out from the table of presets in the documentation: weights of the pairs (1, 2), (1, 3) and (2, 3).
 BY_HAND: dict[str, dict[str, Any]] = {
     "scaled": {"weights": (2, 0.5, 0), "squashed": True, "output": False, "over": "moves", "every": False},
+    "augmented": {"weights": (6, 1.5, 0), "squashed": True, "output": False, "over": "moves", "every": True},
     "paper": {"weights": (1, 1, 0), "squashed": True, "output": False, "over": "one", "every": False},
     "reference": {"weights": (1, 1, 1), "squashed": False, "output": True, "over": "items", "every": True},
     "augmentation": {"weights": (0, 0, 0), "every": True},

@@ -53,7 +53,6 @@ class Arm:
         principled: Preset of principled learning.
         kwargs: Settings of the preset to override.
         relaxation: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. None: the hard order.
-        every_pass: The task loss is summed over all passes, as in ``augmentation``, instead of the first alone.
         dropout: ``hidden_dropout_prob``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
         factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
@@ -63,7 +62,6 @@ class Arm:
     principled: str = "none"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     relaxation: Mapping[str, Any] | None = None
-    every_pass: bool = False
     dropout: float = 0.0
     order: bool = True
     factors: str | None = None
@@ -71,7 +69,7 @@ class Arm:
 
 
 def _times(preset: str, factor: float) -> Arm:
-    weights = {"scaled": (2.0, 0.5), "paper": (1.0, 1.0)}[preset]
+    weights = {"scaled": (2.0, 0.5), "augmented": (6.0, 1.5), "paper": (1.0, 1.0)}[preset]
     return Arm(preset, {"convergence_weight": factor * weights[0], "adversarial_weight": factor * weights[1]})
 
 
@@ -89,8 +87,8 @@ ARMS: dict[str, Arm] = {
     "r_drop": Arm("r_drop", dropout=0.1),
     "augmentation": Arm("augmentation"),
     # Both: the task loss on every pass, and the terms, whose weights relative to the task loss are those of `scaled`.
-    "augmented": Arm("scaled", {"convergence_weight": 6.0, "adversarial_weight": 1.5}, every_pass=True),
-    "augmented_x10": Arm("scaled", {"convergence_weight": 60.0, "adversarial_weight": 15.0}, every_pass=True),
+    "augmented": Arm("augmented"),
+    "augmented_x10": _times("augmented", 10),
     # Dropout.
     "none_dropout": Arm(dropout=0.1),
     "scaled_dropout": Arm("scaled", dropout=0.1),
@@ -174,11 +172,7 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         config=config,
         objective=_own_objective(arm, run.seed),
         schedule=arm.factors,
-        **(
-            {}
-            if arm.relaxation or arm.every_pass
-            else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}
-        ),
+        **({} if arm.relaxation else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
         per_device_train_batch_size=BATCH,
         save_total_limit=1,
         save_only_model=True,
@@ -231,16 +225,12 @@ def _own_objective(arm: Arm, seed: int) -> Any:
     """The objective of an arm that no preset describes; None if one does."""
     from hf_rerank.principled import Soft, preset_objective
 
-    if not (arm.relaxation or arm.every_pass):
+    if arm.relaxation is None:
         return None
     objective = preset_objective(arm.principled, seed=seed, **arm.kwargs)
-    if arm.every_pass:
-        objective = replace(objective, task_loss_on=tuple(entry.name for entry in objective.passes))
-    if arm.relaxation:
-        soft = Soft(**arm.relaxation)
-        passes = (replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes)
-        objective = replace(objective, passes=tuple(passes))
-    return objective
+    soft = Soft(**arm.relaxation)
+    passes = (replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes)
+    return replace(objective, passes=tuple(passes))
 
 
 def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ SCALED, REFERENCE = PRESETS["scaled"], PRESETS["reference"]
 # task loss; the perturbed order; the task loss.
 PRESET_TABLE: dict[str, tuple[Any, ...]] = {
     "scaled": ((2, 0.5, None), "probability", "input", "weighted_mean", ("first",), "given", None),
+    "augmented": ((6, 1.5, None), "probability", "input", "weighted_mean", EVERY, "given", None),
     "paper": ((1, 1, None), "probability", "input", "sum", ("first",), "given", None),
     "reference": ((1, 1, 1), "output", "output", "mean", EVERY, "own", "own"),
 }

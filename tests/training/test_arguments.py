@@ -129,6 +129,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "perturbation": "score_noise",
         "seed": 7,
     },
+    "augmented": {"convergence_weight": 2.5, "fraction": 0.5},
     "paper": {"convergence_weight": 0},
     "reference": {"cross_weight": 0.5},
     "r_drop": {"r_drop_weight": 2.5},
@@ -158,6 +159,7 @@ def test_objective_follows_the_options(tmp_path: Path, preset: str) -> None:
     ("preset", "weights", "reduction"),
     [
         ("scaled", {"convergence": 2.0, "adversarial": 0.5}, "weighted_mean"),
+        ("augmented", {"convergence": 6.0, "adversarial": 1.5}, "weighted_mean"),
         ("paper", {"convergence": 1.0, "adversarial": 1.0}, "sum"),
         ("reference", {"convergence": 1.0, "adversarial": 1.0, "cross": 1.0}, "mean"),
         ("none", {}, None),
