@@ -41,6 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 RERANKERS = ("prm", "setrank", "dlcm", "midnn", "pear", "raise")
 WHOLE = 30  # items of the longest lists, which are not cut
 EPOCHS, BATCH = 10, 128
+DEFAULT = "augmented"  # the arm with the library's default preset
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 CHOOSING_SEED = 1000
 
@@ -289,7 +290,7 @@ def _cells(worlds: Iterable[str], lengths: Iterable[int], models: Iterable[str],
 
 
 _THREE = ("trained", "informed", "display")
-CANDIDATES = ("scaled", "scaled_x10", "paper", "paper_x0.1", "p1", "p2")
+CANDIDATES = (DEFAULT, "augmented_x10", "augmentation", "scaled", "scaled_x10", "paper", "paper_x0.1", "p1", "p2")
 CANDIDATES += (
     "paper_constraint",
     "scaled_constraint",
@@ -302,25 +303,20 @@ CANDIDATES += (
 PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "default": _cells(_THREE, (30, 10), ("prm",), ("none", "no_order", *CANDIDATES)),
     "1": [
-        *_cells(("trained",), (30,), (*RERANKERS, "dnn"), ("none", "no_order", "scaled", "paper")),
-        *_cells(("informed", "display"), (30,), RERANKERS, ("none", "no_order", "scaled", "paper")),
+        *_cells(("trained",), (30,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT, "augmentation", "scaled")),
+        *_cells(("informed", "display"), (30,), RERANKERS, ("none", "no_order", DEFAULT)),
     ],
-    "2": _cells(("trained",), (30,), ("prm", "setrank"), ("none", "p1", "p2", "scaled", "r_drop", "augmentation")),
+    "2": _cells(
+        ("trained",), (30,), ("prm",), ("none", "no_order", DEFAULT, "augmentation", "scaled", "p1", "p2", "r_drop")
+    ),
     "payoff": _cells(
         ("trained_small", "informed_noisy", "informed_noisier"),
         (30,),
         ("prm",),
-        ("none", "no_order", "scaled", "paper"),
+        ("none", "no_order", DEFAULT, "scaled"),
     ),
-    "small": [
-        *_cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", "scaled")),
-        *_cells(("trained_small",), (30,), ("prm",), ("p1", "p2", "augmentation", "scaled_x10", "paper")),
-    ],
-    "augmentation": [
-        *_cells(_THREE, (30,), ("prm",), ("none", "no_order", "scaled", "augmentation", "augmented", "augmented_x10")),
-        *_cells(("trained",), (30,), RERANKERS, ("none", "no_order", "scaled", "augmentation", "augmented")),
-    ],
-    "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", "scaled")),
+    "small": _cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", DEFAULT, "scaled")),
+    "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", DEFAULT)),
     "5": _cells(
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_x{f:g}" for p in ("scaled", "paper") for f in FACTORS))
     ),
@@ -334,8 +330,8 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "paper_settings": _cells(
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
-    "lengths": _cells(("trained", "informed", "display"), (10,), RERANKERS, ("none", "no_order", "scaled")),
-    "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", "scaled")),
+    "lengths": _cells(_THREE, (10,), RERANKERS, ("none", "no_order", DEFAULT, "scaled")),
+    "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT, "scaled")),
 }
 
 

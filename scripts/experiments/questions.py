@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import ARMS, FACTORS, PLAN, WHOLE, Run, planned, trained_as
+from grid import ARMS, DEFAULT, FACTORS, PLAN, WHOLE, Run, planned, trained_as
 
 from hf_rerank.evaluation.comparing import Interval, bootstrap_interval, holm, t_interval
 from hf_rerank.storage import write_json
@@ -45,7 +45,6 @@ TITLES = {
     "8": "Quality of the initial ranker",
     "payoff": "Orders that are worth a little",
     "small": "Every model on half the lists",
-    "augmentation": "The task loss on every pass, without and with the principles",
     "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
     "ad": "Every model on simulated lists of Ad",
@@ -181,17 +180,17 @@ def arm_name(arm: str) -> str:
 ARM_NAMES = {
     "none": "no principles",
     "no_order": "without order",
-    "scaled": "principles",
+    DEFAULT: "principles",
+    "scaled": "`scaled`",
     "paper": "`paper`",
     "reference": "`reference`",
-    "p1": "P1 alone",
-    "p2": "P2 alone",
+    "p1": "`scaled`, P1 alone",
+    "p2": "`scaled`, P2 alone",
     "r_drop": "R-Drop",
     "augmentation": "augmentation",
-    "augmented": "augmentation and principles",
-    "softsort": "principles, softsort",
-    "neuralsort": "principles, neuralsort",
-    "straight_through": "principles, straight-through",
+    "softsort": "`scaled`, softsort",
+    "neuralsort": "`scaled`, neuralsort",
+    "straight_through": "`scaled`, straight-through",
 }
 NAMES = {"prm": "PRM", "setrank": "SetRank", "dlcm": "DLCM", "midnn": "MiDNN", "pear": "PEAR", "raise": "RAISE"}
 NAMES["dnn"] = "DNN"
@@ -216,14 +215,14 @@ def headline(runs: Runs) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for world, length in itertools.product(MAIN_ORDERS, (30, 10)):
         arms = runs.get((world, length, "prm"), {})
-        if "none" not in arms or "scaled" not in arms:
+        if "none" not in arms or DEFAULT not in arms:
             continue
-        both = sorted(set(arms["none"]) & set(arms["scaled"]))
-        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
+        both = sorted(set(arms["none"]) & set(arms[DEFAULT]))
+        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", DEFAULT))
         cells = [ORDERS[world], str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
         cells += [
             "" if found is None or found.count < 3 else _spell(found)
-            for found in (difference(arms, arm, "none", PRIMARY) for arm in ("scaled", "no_order"))
+            for found in (difference(arms, arm, "none", PRIMARY) for arm in (DEFAULT, "no_order"))
         ]
         for measure in ("p1_obedience@5", "p2_obedience@5"):
             cells.append(f"{_mean(base, measure):.2f} to {_mean(principled, measure):.2f}")
@@ -242,9 +241,9 @@ def models_table(runs: Runs) -> str:
         "seeds",
     ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    models = [model for model in NAMES if {"none", "scaled"} <= set(runs.get(("trained", WHOLE, model), {}))]
+    models = [model for model in NAMES if {"none", DEFAULT} <= set(runs.get(("trained", WHOLE, model), {}))]
     changes = {
-        (model, world): difference(runs.get((world, WHOLE, model), {}), "scaled", "none", PRIMARY)
+        (model, world): difference(runs.get((world, WHOLE, model), {}), DEFAULT, "none", PRIMARY)
         for model in models
         for world in MAIN_ORDERS
     }
@@ -252,12 +251,12 @@ def models_table(runs: Runs) -> str:
     corrected = iter(holm([change.p_value for change in tested]))
     for model in models:
         arms = runs[("trained", WHOLE, model)]
-        both = sorted(set(arms["none"]) & set(arms["scaled"]))
-        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
+        both = sorted(set(arms["none"]) & set(arms[DEFAULT]))
+        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", DEFAULT))
         change = changes[model, "trained"]
         cells = [NAMES[model], f"{_mean(base, PRIMARY):.4f}", _spell(change)]
         cells += ["" if change is None else f"{next(corrected):.3f}"]
-        cells += [_spell(difference(arms, "scaled", "no_order", PRIMARY))]
+        cells += [_spell(difference(arms, DEFAULT, "no_order", PRIMARY))]
         cells += [_spell(difference(arms, "no_order", "none", PRIMARY))]
         cells += [_spell(changes[model, world]) for world in ("informed", "display")]
         name = "p1_obedience@5"
@@ -290,7 +289,7 @@ def draw_headline(runs: Runs, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
     for row, (world, length) in enumerate(reversed(cells)):
         arms = runs[(world, length, "prm")]
-        change = difference(arms, "scaled", "none", PRIMARY)
+        change = difference(arms, DEFAULT, "none", PRIMARY)
         if change is None:
             continue
         errors = [[change.mean - change.low], [change.high - change.mean]]
@@ -336,7 +335,7 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
     _save(figure, axes[0], path)
 
 
-def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
+def draw_payoff(runs: Runs, path: Path, arm: str = DEFAULT) -> None:
     """Draws the gain from the principles against the value of the order: one point per world, model and length."""
     plt = _matplotlib()
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
@@ -402,7 +401,7 @@ def draw_training(runs: Runs, path: Path) -> None:
     for axis, measure, title in zip(
         axes, ("eval_p1_obedience@5", "eval_p2_obedience@5"), ("P1@5", "P2@5"), strict=True
     ):
-        for arm in ("none", "scaled", "paper", "r_drop", "augmentation"):
+        for arm in ("none", DEFAULT, "scaled", "augmentation", "r_drop"):
             curves = [
                 [entry[measure] for entry in result["history"] if measure in entry]
                 for result in arms.get(arm, {}).values()
@@ -428,7 +427,7 @@ def fixed_points(runs: Runs) -> str:
     ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for arm, seeds in runs.get(("trained", 30, "prm"), {}).items():
-        if arm not in ("none", "scaled", "paper"):
+        if arm not in ("none", DEFAULT, "scaled", "paper"):
             continue
         cells = [arm_name(arm)]
         for group in ("reach", "do_not_reach"):
