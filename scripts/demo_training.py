@@ -29,7 +29,7 @@ PRM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "int
 ROWS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "DNN, one item at a time": ("dnn", "none", {"hidden_sizes": [200, 80]}, 0.8),
     "PRM": ("prm", "none", PRM, 1.0),
-    "PRM + principles": ("prm", "scaled", PRM, 2.2),
+    "PRM + principles": ("prm", "augmented", PRM, 2.2),
     "PRM without order": ("prm", "none", {**PRM, "position_input": "none"}, 1.0),
 }
 EPOCHS = 8

@@ -52,7 +52,7 @@ print({split: len(rows) for split, rows in lists.items()})
 # 3. Learn vocabularies and scales from the training lists only.
 processor = ListProcessor.from_lists(lists["train"], schema=schema)
 
-# 4. Train a re-ranker. ``principled="scaled"`` trains it to keep its own ranking when that is fed back, and to be
+# 4. Train a re-ranker. By default it is trained to keep its own ranking when that is fed back, and to be
 # insensitive to swapping adjacent items.
 set_seed(0)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema))
@@ -60,7 +60,6 @@ trainer = RerankTrainer(
     model=model,
     args=RerankTrainingArguments(
         options.output_dir,
-        principled="scaled",
         num_train_epochs=options.epochs,
         per_device_train_batch_size=64,
         disable_tqdm=True,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grid import MODELS
+from grid import DEFAULT, MODELS
 from questions import PRIMARY, difference
 from runs import mean_and_spread
 from worlds import WORLDS
@@ -22,14 +22,14 @@ from hf_rerank.evaluation.comparing import Interval
 
 EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md#principled-learning"
 # Arm of the grid -> its name in tables.
-ARMS = {"none": "without principles", "scaled": "with", "no_order": "without order"}
+ARMS = {"none": "without principles", DEFAULT: "with", "no_order": "without order"}
 MEASURES = (
     *("expected_clicks", "expected_clicks_share", "ndcg@10", "auc", "gauc", "map@10"),
     *("p1_obedience@5", "p1_item_obedience", "p2_obedience@5", "p2_item_obedience", "score_spread"),
 )
 COMPARED = {
-    ("scaled", "initial"): "with the principles, against the initial order",
-    ("scaled", "none"): "with the principles, against without",
+    (DEFAULT, "initial"): "with the principles, against the initial order",
+    (DEFAULT, "none"): "with the principles, against without",
     ("no_order", "none"): "without order, against without principles",
 }
 
@@ -100,12 +100,12 @@ def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[st
         cell = json.loads(path.read_text(encoding="utf-8"))
         if cell["arm"] in ARMS:
             arms.setdefault(cell["arm"], {})[cell["seed"]] = cell
-    for arm in ("none", "scaled"):
+    for arm in ("none", DEFAULT):
         if arm not in arms:
             raise InputError(
                 f"{cells} has no run of {model} with the arm {arm} in {dataset.world}: make it with grid.py"
             )
-    trained = arms["scaled"]
+    trained = arms[DEFAULT]
     both = {**arms, "initial": {seed: {"test": cell["initial"]} for seed, cell in trained.items()}}
     compared = {
         f"{arm} - {base}": {measure: difference(both, arm, base, measure) for measure in (PRIMARY, "ndcg@10")}
@@ -141,12 +141,12 @@ def _claims(dataset: Dataset, model: str, experiment: Mapping[str, Any]) -> Iter
 
     paper, arms = PAPERS[f"rerank_{model}"], experiment["arms"]
     yield (
-        f'- {paper.name}, {paper.idea}, trained with the library\'s default, `principled="scaled"`, on lists of '
+        f'- {paper.name}, {paper.idea}, trained with the library\'s default, `principled="{DEFAULT}"`, on lists of '
         f"{dataset.title}."
     )
-    gained, changed = (_change(experiment, f"scaled - {base}") for base in ("initial", "none"))
+    gained, changed = (_change(experiment, f"{DEFAULT} - {base}") for base in ("initial", "none"))
     yield f"- True expected clicks against the initial order, that of {dataset.ranker} trained on clicks: {gained}."
-    before, after = (arms[arm]["p1_obedience@5"]["mean"] for arm in ("none", "scaled"))
+    before, after = (arms[arm]["p1_obedience@5"]["mean"] for arm in ("none", DEFAULT))
     yield (
         f"- What the principles changed in them: {changed}. Fed its own output, the first 5 stay in {after:.0%} of "
         f"the lists instead of {before:.0%}."
@@ -220,9 +220,9 @@ def _cell(found: Mapping[str, float]) -> str:
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
-INTRODUCTION = """# Model cards
+INTRODUCTION = f"""# Model cards
 
-A small trained re-ranker of each kind for simulated lists, with the library's default, `principled="scaled"`. Each
+A small trained re-ranker of each kind for simulated lists, with the library's default, `principled="{DEFAULT}"`. Each
 folder holds what a push to the Hub sends: weights, processor, results over seeds, and a card. From a checkout:
 
 ```python
@@ -270,11 +270,11 @@ def _index_row(folder: Path, model: str, results: Mapping[str, Any]) -> str:
     arms, differences = results["experiment"]["arms"], results["experiment"]["differences"]
     size = sum(path.stat().st_size for path in folder.glob("[!.]*"))
     cells = [f"[{PAPERS[f'rerank_{model}'].name}]({folder.name}/README.md)", f"{results['parameters']:,}"]
-    cells += [f"{size / 1000:.0f}", str(len(arms["scaled"]["seeds"]))]
+    cells += [f"{size / 1000:.0f}", str(len(arms[DEFAULT]["seeds"]))]
     cells.append(f"{results['orders']['test']['initial'][PRIMARY]:.4f}")
     cells += [f"{arms[arm][PRIMARY]['mean']:.4f}" if arm in arms else "" for arm in ARMS]
     for base in ("initial", "none"):
-        name = f"scaled - {base}"
+        name = f"{DEFAULT} - {base}"
         cells.append(_cell(differences[name][PRIMARY]) if name in differences else "")
-    cells.append(" to ".join(f"{arms[arm]['p1_obedience@5']['mean']:.2f}" for arm in ("none", "scaled")))
+    cells.append(" to ".join(f"{arms[arm]['p1_obedience@5']['mean']:.2f}" for arm in ("none", DEFAULT)))
     return f"| {' | '.join(cells)} |"

@@ -2,7 +2,7 @@
 
     scripts/publish --namespace NAME [--only NAME ...] [--output-dir DIR] [--dry-run]
 
-A model is one run of ``experiments/grid.py``: the arm ``scaled``, the default of the library, with seed 0. Its output
+A model is one run of ``experiments/grid.py``: the arm with the library's default principles, with seed 0. Its output
 folder contains the files that a push uploads: config, weights, processor, results, card and manifest. Existing folders
 are not trained again. The numbers over several seeds in its card come from the grid's runs, which must exist.
 
@@ -23,14 +23,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "experiments"))
 
-from grid import MODELS, Run, train_run
+from grid import DEFAULT, MODELS, Run, train_run
 from worlds import prepare_world
 
 from hf_rerank.errors import InputError, suggestion
 from model_cards import DATASETS, index_text, write_card
 
 CELLS = Path(__file__).parent / "experiments" / "results" / "grid" / "cells"
-ARM, SEED = "scaled", 0
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Published:
     def run(self) -> Run:
         """Returns the run of the grid that trains the model."""
         dataset = DATASETS[self.dataset]
-        return Run(dataset.world, dataset.length, str(self.model), ARM, SEED)
+        return Run(dataset.world, dataset.length, str(self.model), DEFAULT, SEED)
 
 
 ALL = {

@@ -83,15 +83,15 @@ def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_differences_are_paired_by_seed_and_in_percent_of_the_baseline(tmp_path: Path) -> None:
-    """none: 2, 4 (mean 3); scaled: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
-    for arm, clicks in {"none": (2.0, 4.0), "scaled": (2.3, 4.6), "paper": (2.0,)}.items():
+    """none: 2, 4 (mean 3); augmented: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
+    for arm, clicks in {"none": (2.0, 4.0), "augmented": (2.3, 4.6), "scaled": (2.0,)}.items():
         for seed, value in enumerate(clicks):
             (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(result(arm, seed, value)))
     rows = questions.rows_of("1", questions.load(tmp_path), tmp_path, None)
     by_arm = {row["arm"]: row for row in rows}
-    assert by_arm["scaled"]["expected_clicks - none"]["mean"] == pytest.approx(15.0)
-    assert by_arm["scaled"]["p_holm"] == pytest.approx(by_arm["scaled"]["expected_clicks - none"]["p_value"])
-    assert "expected_clicks - none" not in by_arm["paper"]  # one seed has no interval
+    assert by_arm["augmented"]["expected_clicks - none"]["mean"] == pytest.approx(15.0)
+    assert by_arm["augmented"]["p_holm"] == pytest.approx(by_arm["augmented"]["expected_clicks - none"]["p_value"])
+    assert "expected_clicks - none" not in by_arm["scaled"]  # one seed has no interval
     assert "+15.00 [" in questions.as_markdown(rows)
 
 

@@ -69,9 +69,9 @@ def test_each_model_reproduces_its_run_of_the_grid(name: str) -> None:
     """Same seed and learning rate and, up to rounding on other machines or versions, the same expected clicks."""
     results = results_of(name)
     arguments = results["training_arguments"]
-    cell = runs_of(name, "scaled")[arguments["seed"]]
+    cell = runs_of(name, "augmented")[arguments["seed"]]
     assert arguments["learning_rate"] == cell["learning_rate"]
-    assert (arguments["principled"], arguments["seed"]) == ("scaled", 0)
+    assert (arguments["principled"], arguments["seed"]) == ("augmented", 0)
     measured = results["evaluations"]["test"]["test_expected_clicks"]
     assert measured == pytest.approx(cell["test"]["expected_clicks"], rel=0.005)
     repeat = results["experiment"]["repeat"]
@@ -83,7 +83,7 @@ def test_each_card_reports_the_measured_values(name: str) -> None:
     """Its claims, with intervals recomputed here; and nothing about the machine."""
     card = ModelCard.load(COMMITTED / name / "README.md")
     claims = card.text.split("\n\n")[1].splitlines()
-    principled, plain = runs_of(name, "scaled"), runs_of(name, "none")
+    principled, plain = runs_of(name, "augmented"), runs_of(name, "none")
     for claim, bases, part in ((claims[1], principled, "initial"), (claims[2], plain, "test")):
         seeds = sorted(set(principled) & set(bases))
         after = np.array([principled[seed]["test"]["expected_clicks"] for seed in seeds])

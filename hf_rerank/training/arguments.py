@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
-from hf_rerank.principled import PrincipledObjective, preset_objective
+from hf_rerank.principled import DEFAULT_PRESET, PrincipledObjective, preset_objective
 from hf_rerank.training.best_metric import check_best_metric
 from hf_rerank.training.supported_options import (
     check_values,
@@ -37,10 +37,10 @@ class RerankTrainingArguments(TrainingArguments):
     """
 
     principled: str = field(
-        default="scaled",
+        default=DEFAULT_PRESET,
         metadata={
-            "help": "Preset of principled learning: scaled, paper (the literal formula), reference (the authors' "
-            "public code), none, or a control: r_drop, augmentation."
+            "help": "Preset of principled learning: augmented, scaled (the task loss on the given order alone), paper "
+            "(the literal formula), reference (the authors' public code), none, or a control: r_drop, augmentation."
         },
     )
     principled_kwargs: dict | str | None = field(

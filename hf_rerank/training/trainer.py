@@ -21,7 +21,7 @@ from transformers import set_seed
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.results import describe_training
 from hf_rerank.models.base import PreTrainedReranker
-from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled import DEFAULT_PRESET, PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.collator import RerankCollator, hash_list_ids
 from hf_rerank.storage import save_files
@@ -111,7 +111,7 @@ class RerankTrainer(EvaluatingTrainer):
             evaluate_nothing(args)
         fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
         self.processor = processing_class
-        if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
+        if objective is not None and (args.principled, args.principled_kwargs) != (DEFAULT_PRESET, None):
             raise InputError("objective and principled exclude each other: leave out one of them")
         self.given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "objective": objective}
         self.given |= {"compute_loss_func": compute_loss_func, "compute_metrics": compute_metrics}

@@ -294,7 +294,7 @@ def draw_headline(runs: Runs, path: Path) -> None:
             continue
         errors = [[change.mean - change.low], [change.high - change.mean]]
         left.errorbar(change.mean, row, xerr=errors, fmt="o", capsize=3, color="tab:blue")
-        ends = [np.mean([r["test"]["p1_obedience@5"] for r in arms[arm].values()]) for arm in ("none", "scaled")]
+        ends = [np.mean([r["test"]["p1_obedience@5"] for r in arms[arm].values()]) for arm in ("none", DEFAULT)]
         right.annotate("", (ends[1], row), (ends[0], row), arrowprops={"arrowstyle": "->", "color": "tab:blue"})
         right.plot(ends, [row, row], "o", color="tab:blue", markersize=3)
     left.axvline(0, color="grey", linewidth=1)

@@ -80,7 +80,7 @@ def test_the_cost_of_the_principles_is_reported_with_both_alternatives() -> None
     costly = replace(EVIDENCE, principles={"prm": LOSS})
     assert "The principles cost NDCG@10: -3.0% [-5.0%, -1.0%]." in text(costly)
     assert "prm with principles is still better than without order: +5.0%" in text(costly)
-    assert "take prm without order" in text(replace(costly, principled_over_without={"prm": OPEN}))
+    assert "use prm without order" in text(replace(costly, principled_over_without={"prm": OPEN}))
 
 
 def test_the_wording_expresses_the_certainty() -> None:

@@ -134,9 +134,10 @@ def test_numbers_are_those_of_the_run(results: dict[str, Any]) -> None:
     assert f"{results['training']['seconds']:,.1f} seconds for 1 steps" in text
     assert "One run, seed 5" in text
     assert (
-        "Principled preset `scaled`: `convergence`, weight 2, compares the scores on the given order and on the "
-        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 0.5, compares the "
-        "scores on the given order and on the given order after `adjacent_swap` (as `probability`"
+        "Principled preset `augmented`: `convergence`, weight 6, compares the scores on the given order and on the "
+        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 1.5, compares the "
+        "scores on the given order and on the given order after `adjacent_swap` (as `probability`, reduction "
+        "`weighted_mean`); the task loss also on the model's own order and the given order after `adjacent_swap`."
     ) in text
     assert "RecSys 2019" in text
     assert "arXiv 2504.04188" in text

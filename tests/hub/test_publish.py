@@ -45,7 +45,7 @@ def publish(lists_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cells = tmp_path / "cells"
     cells.mkdir()
     # Without the principles 1.0 and 2.0, with them 1.1 and 2.2, the initial order 1.0: +0.15 of 1.5, and +0.65 of 1.0.
-    for arm, clicks in {"none": (1.0, 2.0), "scaled": (1.1, 2.2)}.items():
+    for arm, clicks in {"none": (1.0, 2.0), "augmented": (1.1, 2.2)}.items():
         for seed, value in enumerate(clicks):
             cell = {"arm": arm, "seed": seed, "learning_rate": 2e-3, "initial": {"expected_clicks": 1.0, "ndcg@10": 1}}
             cell["test"] = {**dict.fromkeys(MEASURES, 0.5), "expected_clicks": value}
@@ -89,7 +89,7 @@ def test_a_dry_run_prepares_what_is_then_pushed(
     assert hub.files(f"someone/{NAME}") == prepared
     assert capsys.readouterr().out.count("pushed: ") == 2
     results = json.loads(prepared["results.json"])
-    assert results["training_arguments"]["principled"] == "scaled"
+    assert results["training_arguments"]["principled"] == "augmented"
     (scores,) = Reranker.from_pretrained(f"someone/{NAME}").predict([results["example"]["list"]])
     assert scores.tolist() == pytest.approx(results["example"]["scores"], abs=1e-5)
     assert {"train", "test"} <= set(load_lists("someone/prm_public_simulated"))
@@ -127,5 +127,5 @@ def test_mistakes_are_refused_before_anything_is_trained(
     assert "hf auth login" in refused(*only)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refused(*only)
-    (tmp_path / "cells" / "trained-30-prm-scaled-0.json").unlink()
+    (tmp_path / "cells" / "trained-30-prm-augmented-0.json").unlink()
     assert "make it with scripts/experiments/grid.py" in refused(*only, "--dry-run")

@@ -206,7 +206,7 @@ def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -
         assert f'Reranker.from_pretrained("{repo_id}")' in card.text
     results = json.loads(files["results.json"])
     assert f"| ndcg@10 | {results['evaluations']['test']['test_ndcg@10']:.4f} |" in card.text
-    assert re.search(r"`scaled`: `convergence`, weight 2, .*`adversarial`, weight 0.5, ", card.text)
+    assert re.search(r"`augmented`: `convergence`, weight 6, .*`adversarial`, weight 1.5, ", card.text)
     assert "| price | items | dense |" in card.text
     assert json.loads(files["training_args.json"])["hub_token"] != TOKEN
 

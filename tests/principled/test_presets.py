@@ -9,7 +9,7 @@ import pytest
 
 from hf_rerank.errors import InputError
 from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
-from hf_rerank.principled import PRESETS, Pass, Perturbed, PrincipledObjective, Term, preset_objective
+from hf_rerank.principled import DEFAULT_PRESET, PRESETS, Pass, Perturbed, PrincipledObjective, Term, preset_objective
 
 EVERY = ("first", "second", "third")
 SCALED, REFERENCE = PRESETS["scaled"], PRESETS["reference"]
@@ -46,6 +46,7 @@ def test_presets_have_the_documented_settings(name: str) -> None:
 def test_control_presets_have_the_documented_settings() -> None:
     """R-Drop: the given order twice, the second time with fresh masks. Augmentation: `scaled` without terms."""
     first, *others = PRESETS["scaled"].passes
+    assert DEFAULT_PRESET == "augmented"
     assert list(PRESETS) == ["none", *PRESET_TABLE, "r_drop", "augmentation"]
     assert PRESETS["none"] == PrincipledObjective((first,))
     assert PRESETS["r_drop"] == PrincipledObjective(

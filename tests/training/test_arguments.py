@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from hf_rerank import InputError, RerankTrainingArguments
 from hf_rerank import cli as command_line
 from hf_rerank.commands.training_options import parse_training_arguments
-from hf_rerank.principled import PRESETS, preset_objective
+from hf_rerank.principled import DEFAULT_PRESET, PRESETS, preset_objective
 
 
 def make(folder: Path, **options: Any) -> RerankTrainingArguments:
@@ -34,7 +34,7 @@ def test_defaults_that_differ_from_transformers(tmp_path: Path) -> None:
         "logging_nan_inf_filter": False,
         "batch_eval_metrics": True,
         "push_to_hub": False,
-        "principled": "scaled",
+        "principled": "augmented",
     }
     assert {name: getattr(arguments, name) for name in promised} == promised
     assert arguments.report_to == []
@@ -63,9 +63,9 @@ def test_defaults_that_differ_from_transformers(tmp_path: Path) -> None:
         ({"principled_kwargs": [7]}, r"principled_kwargs is \[7\]: expected a dict"),
         (
             {"principled_kwargs": {"convergence_wieght": 2}},
-            "'scaled' has no option 'convergence_wieght': expected .*did you mean 'convergence_weight'",
+            "'augmented' has no option 'convergence_wieght': expected .*did you mean 'convergence_weight'",
         ),
-        ({"principled_kwargs": {"cross_weight": 1.0}}, "'scaled' has no option 'cross_weight'"),
+        ({"principled_kwargs": {"cross_weight": 1.0}}, "'augmented' has no option 'cross_weight'"),
         ({"principled_kwargs": {"convergence_weight": -1.0}}, "weight of the term 'convergence' is -1.0"),
         ({"principled_kwargs": {"adversarial_weight": math.nan}}, "weight of the term 'adversarial' is nan"),
         ({"principled_kwargs": {"perturbation": "swap"}}, "perturbation 'swap': expected one of adjacent_swap"),
@@ -212,7 +212,7 @@ def test_every_preset_option_works_on_the_command_line(tmp_path: Path, preset: s
 
 def test_omitted_command_line_options_keep_their_defaults(tmp_path: Path) -> None:
     arguments = from_command_line(tmp_path, "--use_cpu")
-    assert arguments.objective() == replace(PRESETS["scaled"], seed=arguments.seed)
+    assert arguments.objective() == replace(PRESETS[DEFAULT_PRESET], seed=arguments.seed)
     assert arguments.task_loss is None
 
 
@@ -242,7 +242,7 @@ def test_arguments_as_json_omit_the_hub_token(tmp_path: Path) -> None:
     )
     assert "hf_canary" not in plain
     read = json.loads(plain)
-    assert (read["metric_ks"], read["principled"], read["metric_for_best_model"]) == ([1, 3], "scaled", "mrr@3")
+    assert (read["metric_ks"], read["principled"], read["metric_for_best_model"]) == ([1, 3], "augmented", "mrr@3")
 
 
 def test_options_for_streams_and_the_cache(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_warmup_is_a_fraction_of_all_training_steps(make_trainer: Make, make_mod
     """8 steps, half of them warm-up: weights times 0, 1/4, 1/2, 3/4, then 1. The weights of the model stay
     fixed: the loss of each step is its task loss plus the weighted terms."""
     model = make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)
-    trainer = make_trainer(model, max_steps=8, principled_kwargs={"warmup": 0.5}, learning_rate=1e-30, **STEP_BY_STEP)
+    options = {"principled": "scaled", "principled_kwargs": {"warmup": 0.5}, "learning_rate": 1e-30}
+    trainer = make_trainer(model, max_steps=8, **options, **STEP_BY_STEP)
     trainer.train()
     terms = zip(
         *(logged(trainer, name) for name in ("loss", "task_loss", "convergence_loss", "adversarial_loss")), strict=True

@@ -108,7 +108,8 @@ def test_log_contains_every_loss_term(trained: RerankTrainer) -> None:
     for entry in logged(trained, "loss"):
         assert {*TERMS, "grad_norm", "learning_rate"} <= entry.keys()
         assert all(np.isfinite(value) for value in entry.values())
-        total = entry["task_loss"] + 2 * entry["convergence_loss"] + 0.5 * entry["adversarial_loss"]
+        total = entry["task_loss"] + entry["further_task_loss"]
+        total += 6 * entry["convergence_loss"] + 1.5 * entry["adversarial_loss"]
         assert entry["loss"] == pytest.approx(total, rel=1e-4)
 
 
@@ -374,10 +375,10 @@ def test_results_file_describes_the_run(trained: RerankTrainer, lists: dict[str,
     assert found["model"]["model_type"] == "rerank_prm"
     assert found["parameters"] == sum(parameter.numel() for parameter in trained.model.parameters())
     assert found["schema"] == trained.processor.schema.to_dict()
-    assert found["objective"]["principled"] == "scaled"
+    assert found["objective"]["principled"] == "augmented"
     assert {term["name"]: term["weight"] for term in found["objective"]["terms"]} == {
-        "convergence": 2.0,
-        "adversarial": 0.5,
+        "convergence": 6.0,
+        "adversarial": 1.5,
     }
     assert {split: entry["lists"] for split, entry in found["data"].items()} == {"train": 240, "validation": 50}
     assert found["data"]["train"]["sha256"] != found["data"]["validation"]["sha256"]
