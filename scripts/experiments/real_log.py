@@ -46,9 +46,9 @@ ORDERS = {
 ARMS: dict[str, tuple[str, dict[str, float]]] = {
     "none": ("none", {}),
     "no_order": ("none", {}),
-    "scaled": ("scaled", {}),
     "augmented": ("augmented", {}),
     "augmentation": ("augmentation", {}),
+    "scaled": ("scaled", {}),
     "scaled_x10": ("scaled", {"convergence_weight": 20.0, "adversarial_weight": 5.0}),
     "paper": ("paper", {}),
 }
@@ -56,7 +56,7 @@ NAMES = {
     "none": "PRM",
     "no_order": "PRM without order",
     "scaled": "PRM + principles (`scaled`)",
-    "augmented": "PRM + principles, augmented",
+    "augmented": "PRM + principles",
     "augmentation": "PRM + augmentation",
     "scaled_x10": "PRM + principles, ten times the weights",
     "paper": "PRM + literal formula (`paper`)",
