@@ -24,12 +24,12 @@ ARMS = {
     "LambdaMART": "lambdamart with order",
     "DNN": "dnn with order",
     "PRM": "prm with order",
-    "PRM + principles": "prm with principles",
+    "PRM + principles (`scaled`)": "prm with principles",
     "PRM without order": "prm without order",
 }
 PAIRS = {
     "PRM against LambdaMART": ("prm with order", "lambdamart with order"),
-    "principles against PRM": ("prm with principles", "prm with order"),
+    "`scaled` against PRM": ("prm with principles", "prm with order"),
 }
 
 

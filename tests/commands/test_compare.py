@@ -1,6 +1,7 @@
 """``hf-rerank compare``: one small comparison, read, resumed, added to and refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -134,6 +135,14 @@ def test_another_configuration_in_the_same_folder_is_refused(arguments, capsys, 
     other = [*arguments, "--output-dir", str(tmp_path)]
     assert main(other) == 2
     assert "contains thesis.txt and no comparison" in capsys.readouterr().err
+
+
+def test_runs_with_another_default_preset_are_not_mixed(arguments, capsys, tmp_path):
+    folder = shutil.copytree(folder_of(arguments), tmp_path / "earlier")
+    configuration = json.loads((folder / "compare.json").read_text())
+    (folder / "compare.json").write_text(json.dumps({**configuration, "principles": "scaled"}))
+    assert main([*arguments, "--output-dir", str(folder)]) == 2
+    assert "contains a comparison with other principles" in capsys.readouterr().err
 
 
 @pytest.mark.slow
