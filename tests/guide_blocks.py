@@ -20,7 +20,7 @@ from hf_rerank import cli
 SMALLER = {
     'load_lists("simulated_prm", n_lists=2000)': 'load_lists("simulated_prm", n_lists=120)',
     'load_lists("simulated_prm", n_lists=400)': 'load_lists("simulated_prm", n_lists=120)',
-    'principled="scaled"))': 'principled="scaled", num_train_epochs=1))',
+    'Arguments("runs/prm"))': 'Arguments("runs/prm", num_train_epochs=1))',
 }
 # First words of commands that belong to other programs or would take minutes.
 NOT_RUN = ("pip", "hf", "ruff", "mypy", "pytest")

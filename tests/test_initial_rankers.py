@@ -174,7 +174,7 @@ class TestTrainingLists:
 
     def test_ranker_train_without_clicks_or_lists_is_rejected(self, lists: Path, tmp_path: Path) -> None:
         never = changed(lists, tmp_path / "never", lambda _, table: with_column(table, "click", lambda row: 0 * row))
-        with pytest.raises(InputError, match=r"none of the \d+ to learn from has a click in 'click'"):
+        with pytest.raises(InputError, match=r"none of the \d+ for training has a click in 'click'"):
             add_initial_order(never, tmp_path / "sorted", ranker="dnn", progress=False)
         none = changed(
             lists, tmp_path / "none", lambda split, table: table.slice(0, 0) if split == "ranker_train" else table

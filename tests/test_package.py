@@ -226,7 +226,7 @@ processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema))
 trainer = RerankTrainer(model=model, processing_class=processor, train_dataset=lists["train"],
                         eval_dataset=lists["validation"],
-                        args=RerankTrainingArguments("runs/prm", principled="scaled", num_train_epochs=1, use_cpu=True,
+                        args=RerankTrainingArguments("runs/prm", num_train_epochs=1, use_cpu=True,
                                                      per_device_train_batch_size=64, disable_tqdm=True))
 trainer.train(); metrics = trainer.evaluate(lists["test"]); trainer.save_model("runs/prm")
 

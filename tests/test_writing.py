@@ -103,7 +103,7 @@ def test_writing_into_an_input_folder_is_rejected(
     rank = ["rank", "--model", model, "--output"]
     prepare_own = ["prepare", "own", "--schema", mine / "schema.json", "--output-dir"]
     for arguments, refused in (
-        (["simulate", "prm_public", "--lists", 3, "--output-dir", mine / "raw"], "exists already"),
+        (["simulate", "prm_public", "--lists", 3, "--output-dir", mine / "raw"], "already exists"),
         (["simulate", "ad", "--lists", 3, "--output-dir", mine / "ad"], "exists and is not an empty folder"),
         (["schema", "infer", own, "--output", own], "exists: remove it"),
         ([*prepare_own, own, "--input", own], "overlaps the input"),

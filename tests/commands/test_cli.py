@@ -39,7 +39,7 @@ class TestFromListsToRanking:
         expected = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
         assert names == expected | {"manifest.json", "results.json", "training_args.json"}
         results = json.loads((folder / "run" / "results.json").read_text())
-        assert results["objective"]["principled"] == "scaled"
+        assert results["objective"]["principled"] == "augmented"
         assert results["model"]["hidden_size"] == 8
         assert 0 < results["evaluations"]["validation"]["validation_ndcg@10"] < 1
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Fewer lists and one epoch; everything else is the README's.
 SMALLER = {
     "n_lists=2000": "n_lists=400",
-    'principled="scaled"': 'principled="scaled", num_train_epochs=1',
+    'Arguments("runs/prm")': 'Arguments("runs/prm", num_train_epochs=1)',
 }
 SHOWN = """
 import json

@@ -154,11 +154,11 @@ def without_ids(row: dict[str, Any], **more: Any) -> dict[str, Any]:
         (lambda row: without_ids(row, skus=[1]), r"has no column 'sku', .*did you mean 'skus'\?$"),
         (
             lambda row: {**row, "sku": row["sku"][1:]},
-            r"^column 'sku' of list list-1 does not hold \d+ values, one per",
+            r"^column 'sku' of list list-1 does not contain \d+ values, one per",
         ),
-        (lambda row: {**row, "sku": "x" * len(row["sku"])}, r"'sku' of list list-1 does not hold \d+ values"),
-        (lambda row: {**row, "sku": 7}, r"'sku' of list list-1 does not hold \d+ values"),
-        (lambda row: {**row, "sku": None}, r"'sku' of list list-1 does not hold \d+ values"),
+        (lambda row: {**row, "sku": "x" * len(row["sku"])}, r"'sku' of list list-1 does not contain \d+ values"),
+        (lambda row: {**row, "sku": 7}, r"'sku' of list list-1 does not contain \d+ values"),
+        (lambda row: {**row, "sku": None}, r"'sku' of list list-1 does not contain \d+ values"),
     ],
 )
 def test_missing_or_wrong_ids_give_a_one_line_error(

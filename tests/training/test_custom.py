@@ -285,5 +285,6 @@ def test_term_factors_are_saved_in_checkpoints(make_trainer: Make, make_model: A
     without.train()
     assert not all(value.equal(weights(without.model)[name]) for name, value in weights(unbroken.model).items())
     for entry in logged(unbroken)[2:]:
-        total = entry["task_loss"] + 0.5 * 2 * entry["convergence_loss"] + 0.5 * entry["adversarial_loss"]
+        total = entry["task_loss"] + entry["further_task_loss"]
+        total += 0.5 * 6 * entry["convergence_loss"] + 1.5 * entry["adversarial_loss"]
         assert entry["loss"] == pytest.approx(total, rel=1e-4)

@@ -117,7 +117,7 @@ def test_a_changed_objective_gives_a_warning(make_trainer: Make, checkpoint: Pat
         trainer.train(resume_from_checkpoint=str(checkpoint))
     # With new terms, the saved factors of the old ones are ignored.
     other = make_trainer(folder="r_drop", **BEGUN, principled="r_drop")
-    with pytest.warns(UserWarning, match="principled=scaled"):
+    with pytest.warns(UserWarning, match="principled=augmented"):
         other.train(resume_from_checkpoint=str(checkpoint))
     assert other.term_factors.keys() == {"r_drop"}
 
@@ -227,7 +227,8 @@ def test_options_that_do_not_change_batches_are_allowed(make_trainer: Make, chec
 def test_a_longer_run_gives_a_warning(make_trainer: Make, checkpoint: Path) -> None:
     """A cosine from 0.02 to 0: the fourth of five steps is at three fifths."""
     trainer = make_trainer(folder="longer", **{**BEGUN, "max_steps": 5})
-    with pytest.warns(UserWarning, match="max_steps=3, this run has 5: from here the learning rate is that of a run"):
+    message = "max_steps=3, this run has 5: from here on the learning rate is that of a run"
+    with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     rates = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
     assert rates[4] == pytest.approx(0.02 * (1 + math.cos(math.pi * 3 / 5)) / 2)
