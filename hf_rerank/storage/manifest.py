@@ -118,9 +118,22 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         InputError: A file is missing, truncated or changed, or is not listed.
     """
     manifest = read_manifest(folder, remedy)
-    if manifest is None:
-        return None
-    files = manifest["files"]
+    while manifest is not None:
+        try:
+            _check_files(folder, manifest["files"], reads, remedy, digests)
+            break
+        except InputError:
+            # Another process may have replaced a file and the manifest after the manifest was read.
+            current = read_manifest(folder, remedy)
+            if current == manifest:
+                raise
+            manifest = current
+    return manifest
+
+
+def _check_files(
+    folder: Path, files: dict[str, Any], reads: Callable[[str], bool], remedy: str, digests: bool
+) -> None:
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         hidden = path.name.startswith(".")  # locks and temporaries, which nothing reads
         if not hidden and path.name not in (*files, *_NOT_LISTED) and reads(path.name):
@@ -139,7 +152,6 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
             )
         if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the saved file; {remedy}")
-    return manifest
 
 
 def _is_entry(name: str, entry: Any) -> bool:

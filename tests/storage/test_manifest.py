@@ -300,3 +300,22 @@ def test_invalid_safetensors_headers_are_refused(tmp_path: Path, content: bytes,
     with pytest.raises(InputError, match=message) as caught:
         read_number_formats(tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_replaced_during_verification_is_accepted(folder: Path) -> None:
+    """Another process replaces the file and its entry after the manifest was read."""
+    replaced = []
+
+    def reads(name: str) -> bool:
+        if not replaced:
+            replaced.append(name)
+            replace_file(folder, "a.json", lambda _: b"longer than before")
+        return name == "a.json"
+
+    manifest = verify(folder, reads, "save it again")
+    assert replaced
+    assert manifest is not None
+    assert manifest["files"]["a.json"]["bytes"] == len(b"longer than before")
+    (folder / "a.json").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"a\.json has 7 bytes, but 18 were saved"):
+        verify(folder, reads, "save it again")
