@@ -207,6 +207,7 @@ def test_pickle_is_not_used() -> None:
                 assert ast.unparse(node.func) != "torch.load", name
 
 
+@pytest.mark.slow
 def test_no_broad_except() -> None:
     for name, tree in sources():
         for node in ast.walk(tree):

@@ -158,6 +158,7 @@ def test_simulated_prm_is_simulated_prepared_and_cached(monkeypatch, caplog):
     assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
 
 
+@pytest.mark.slow
 def test_a_simulation_that_fails_leaves_no_folder(monkeypatch):
     def failing(*_: object, **__: object) -> None:
         raise InputError("the disk is full")

@@ -147,6 +147,7 @@ def test_graph_accepts_the_same_arguments_as_the_model(exported: Callable[[str],
     assert both.onnx.rerank([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -146,6 +146,7 @@ def without_ids(row: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**{name: value for name, value in row.items() if name != "sku"}, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("wrong", "message"),

@@ -210,6 +210,7 @@ def test_scores_of_minus_100_are_not_treated_as_padding(
     assert metrics["ndcg@5"] == pytest.approx(expected["ndcg@5"])
 
 
+@pytest.mark.slow
 def test_a_failed_evaluation_leaves_no_state_behind(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer(per_device_eval_batch_size=10)
     expected = only_measures(trainer.evaluate())
@@ -221,6 +222,7 @@ def test_a_failed_evaluation_leaves_no_state_behind(make_trainer: Make, lists: d
     assert only_measures(trainer.evaluate()) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_sets_in_a_dictionary_are_evaluated_separately(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer()
     metrics = trainer.evaluate({"seen": lists["train"], "new": lists["validation"]})

@@ -65,6 +65,7 @@ def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[st
     assert np.mean(clicked) > 0.9  # it has learned that the cheapest is clicked
 
 
+@pytest.mark.slow
 def test_split_by_time_with_a_json_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten lists per day, 300 in all: cuts after 255 (which is within a day, so 260) and 270."""
     assert run("schema", "infer", folder / "lists.csv", "--output", folder / "by_day.json") == 0

@@ -48,6 +48,7 @@ def write(kind: str, lists: list[dict[str, Any]], folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "parquet", "long.parquet"])
 def test_parts_give_the_same_lists(kind: str, tmp_path: Path) -> None:
     source = write(kind, rows(300), tmp_path)
