@@ -102,7 +102,6 @@ def run(options: argparse.Namespace) -> None:
 def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | None:
     """Formats the command that trains the recommended arm; None if ``hf-rerank train`` cannot."""
     from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITHOUT
-    from hf_rerank.principled import DEFAULT_PRESET
 
     if found.model in (None, TREES) or plan.model(found.model).source is not None:
         return None
@@ -117,7 +116,7 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
     # The preset applies only to the arm with principles.
     training = dict(plan.training)
     preset = {name: training.pop(name) for name in ("principled", "principled_kwargs") if name in training}
-    preset = {"principled": DEFAULT_PRESET, **preset} if found.kind == PRINCIPLED else {"principled": "none"}
+    preset = {"principled": plan.preset, **preset} if found.kind == PRINCIPLED else {"principled": "none"}
     for name, value in {**preset, **training}.items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         option = "--" + name.replace("_", "-")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_rerank.errors import InputError
+from hf_rerank.principled import DEFAULT_PRESET
 
 LOGGED, TREES, POINTWISE = "logged order", "lambdamart", "dnn"
 WITHOUT, WITH, PRINCIPLED = "without order", "with order", "with principles"
@@ -79,6 +80,11 @@ class Plan:
     trees: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset of ``PRINCIPLED``."""
+        return str(self.training.get("principled", DEFAULT_PRESET))
 
     def arms(self) -> list[Arm]:
         """Lists every arm, LambdaMART first."""

@@ -17,7 +17,6 @@ from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.score_files import NamedLists, read_scores
 from hf_rerank.initial_rankers.ranker_train import users_of
-from hf_rerank.principled import DEFAULT_PRESET
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import remove
 from hf_rerank.training.checkpointing_trainer import TrainingInterrupted
@@ -123,7 +122,7 @@ def compare_rerankers(
             "seeds": ", ".join(map(str, range(plan.seeds))),
             "config options": dict(plan.config) or "defaults",
             "training options": dict(plan.training) or "defaults",
-            "principles": plan.training.get("principled", DEFAULT_PRESET),
+            "principles": plan.preset,
         }
         write_report(run_folder.path, findings, about)
     return findings

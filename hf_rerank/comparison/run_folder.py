@@ -11,7 +11,6 @@ from typing import Any
 from hf_rerank.comparison.arms import Arm, Plan
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.results import data_identity
-from hf_rerank.principled import DEFAULT_PRESET
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import hold_lock, read_json, to_json_values, write_json
 
@@ -28,7 +27,7 @@ def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[
             "schema": schema.to_dict(),
             "config options": dict(plan.config),
             "training options": dict(plan.training),
-            "principles": plan.training.get("principled", DEFAULT_PRESET),
+            "principles": plan.preset,
         }
     )
 
