@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from hf_rerank.losses import TASK_LOSSES, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrate_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
+from hf_rerank.models.position_tower import PositionTower
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
 from hf_rerank.storage.hub_download import HUB_OPTIONS, SavedWeights, find_saved_weights
@@ -83,6 +84,10 @@ class PreTrainedReranker(PreTrainedModel):
     # The module that outputs the scores; its weights start at 0 if training starts from an earlier ranker's score.
     scorer: nn.Module
     _supports_sdpa = True
+
+    def __init__(self, config: RerankerConfig, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        self.position_tower = None if config.position_tower == "none" else PositionTower(config.max_list_length)
 
     def post_init(self) -> None:
         """Call it last in every subclass's ``__init__``: as upstream, and names the dropout masks."""
@@ -285,7 +290,10 @@ class PreTrainedReranker(PreTrainedModel):
             position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
         longest = self.config.max_list_length
         # An exported graph takes any length, so it leaves out this check.
-        if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
+        reads_positions = self.config.position_input != "none" or (
+            self.position_tower is not None and labels is not None
+        )
+        if not torch.compiler.is_compiling() and reads_positions and mask.shape[1] > longest:
             raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
         batch = ListBatch(
             item_categorical=item_categorical,
@@ -313,7 +321,8 @@ class PreTrainedReranker(PreTrainedModel):
         if objective is None or labels is None:
             output = self._score_from_start(context, position_ids)
             if labels is not None:
-                output.loss = self.task_loss(output, labels, mask, weights, propensities)
+                clicks = self._predict_clicks(output, position_ids, mask)
+                output.loss = self.task_loss(clicks, labels, mask, weights, propensities)
             return output
 
         first: list[RerankerOutput] = []
@@ -331,7 +340,8 @@ class PreTrainedReranker(PreTrainedModel):
             def rows(tensor: Any) -> Any:
                 return tensor if lists is None or tensor is None else tensor[lists]
 
-            return self.task_loss(output, rows(labels), rows(mask), rows(weights), rows(propensities))
+            clicks = self._predict_clicks(output, rows(position_ids), rows(mask))
+            return self.task_loss(clicks, rows(labels), rows(mask), rows(weights), rows(propensities))
 
         losses = objective(score, position_ids, labels, mask, task_loss)
         given = first[0].split([mask.shape[0], first[0].logits.shape[0] - mask.shape[0]])[0]  # type: ignore[union-attr]
@@ -354,6 +364,16 @@ class PreTrainedReranker(PreTrainedModel):
             start = start.masked_fill(~context["mask"], 0.0)  # padding stays at the lowest finite number
             output.logits = output.logits + start.to(output.logits.dtype)
         return output
+
+    def _predict_clicks(self, output: RerankerOutput, position_ids: Tensor, mask: Tensor) -> RerankerOutput:
+        """The output with the logits of clicks at the display positions, if the model has a position tower."""
+        if self.position_tower is None:
+            return output
+        assert output.logits is not None
+        if self.config.position_tower == "rows":
+            position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        multiply = self.config.task_loss_name == "binary_log_loss"
+        return replace(output, logits=self.position_tower(output.logits, position_ids, mask, multiply=multiply))
 
     def embed(self, batch: ListBatch) -> Context:
         """Computes everything that does not depend on the given order: tensors by name, B first, including ``mask``.
@@ -399,7 +419,13 @@ class PreTrainedReranker(PreTrainedModel):
         return loss(output.logits, labels, mask=mask, weights=weights, **corrected)
 
     def check_propensity_loss(self) -> None:
-        """Raises an InputError if the model's loss cannot be corrected with propensities."""
+        """Raises an InputError if the model's loss cannot be corrected with propensities, or is corrected already."""
+        if self.position_tower is not None:
+            raise InputError(
+                f"the lists have propensities, and the config has position_tower={self.config.position_tower!r}: each "
+                "of them corrects the position bias; leave propensity out of the schema, or position_tower out of the "
+                "config"
+            )
         check_propensity_loss(self.config.task_loss_name)
 
     def draw_dropout(self, mask: Tensor) -> Context:
@@ -456,6 +482,8 @@ class PreTrainedReranker(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
+        elif isinstance(module, PositionTower):
+            module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             std = self.config.initializer_range
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)

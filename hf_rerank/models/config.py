@@ -77,6 +77,10 @@ class RerankerConfig(PreTrainedConfig):
             this number, in (0, 1]: one click counts at most ``1 / propensity_floor`` times. A lower floor has less
             bias (below the floor a click still counts too little) and more variance. 1: clicks are taken as they are,
             under every loss.
+        position_tower: Whether training learns, beside the model, how often each display position is examined, so that
+            the scores are left with the relevance (``hf_rerank.models.position_tower``). The position at which a click
+            was logged is that of the ``given`` order, or that of the item in its row (``rows``). ``none``: no tower.
+            Scores and rankings never contain the tower; the loss does, on evaluation lists too.
         initializer_range: Standard deviation of initial embedding tables, truncated at two standard deviations.
     """
 
@@ -110,6 +114,7 @@ class RerankerConfig(PreTrainedConfig):
     position_input: Literal["embedding", "none"] = "embedding"
     task_loss: str = "binary_log_loss"
     propensity_floor: float | int = 0.1
+    position_tower: Literal["none", "given", "rows"] = "none"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -207,6 +212,11 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError(
                 f"the schema has position={NO_ORDER!r} (no initial order), and position_input is "
                 f"{overrides['position_input']!r}: leave it out, or name the column of positions in the schema"
+            )
+        if schema.position == NO_ORDER and overrides.get("position_tower") == "given":
+            raise InputError(
+                f"the schema has position={NO_ORDER!r} (no initial order), and position_tower is 'given': name the "
+                "column of display positions as position in the schema, or choose position_tower='rows'"
             )
         try:
             return cls(**{**sizes, "schema_fingerprint": schema.fingerprint, **overrides})

@@ -176,6 +176,11 @@ class RerankTrainer(EvaluatingTrainer):
                 f"activation_checkpointing (or gradient_checkpointing): {type(model).__name__} has no encoder blocks "
                 "to checkpoint; only PRM, SetRank, PEAR and RAISE have: leave it off"
             )
+        if self.given["compute_loss_func"] is not None and model.config.position_tower != "none":
+            raise InputError(
+                f"the config has position_tower={model.config.position_tower!r}, which corrects the model's own task "
+                "loss, and compute_loss_func replaces that loss: leave one of them out"
+            )
         lists = self.given["eval_dataset"]
         if model.config.unknown_rate is None and self.given["train_dataset"] is not None:
             first = next(iter(lists.values())) if isinstance(lists, dict) else lists

@@ -10,7 +10,9 @@ Arms:
 
 - ``none``: the uncorrected clicks.
 - ``true``: corrected by the true examination probabilities.
-- ``em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the same lists.
+- ``em``, ``regression-em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the
+  same lists.
+- ``tower``: the uncorrected clicks, with a position tower that is trained with the model.
 - ``unbiased``: new clicks on the same lists, as many on average, drawn as if every position were examined equally
   often. No correction can be expected to do better.
 
@@ -35,7 +37,8 @@ import numpy as np
 
 WORLDS = {"weak": 8.0, "strong": 1.0}
 INPUTS = {"display order": "embedding", "no order": "none"}
-ARMS = ("none", "true", "em", "harvest", "unbiased")
+ESTIMATES = ("em", "regression-em", "harvest")
+ARMS = ("none", "true", *ESTIMATES, "tower", "unbiased")
 LISTS = 12_000
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
 SCHEDULE: dict[str, Any] = {"num_train_epochs": 5, "per_device_train_batch_size": 128, "learning_rate": 2e-3}
@@ -76,7 +79,7 @@ def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, lis
     curve: list[float] | None = None
     if arm == "true":
         curve = list(schema.examination)
-    elif arm in ("em", "harvest"):
+    elif arm in ESTIMATES:
         curve = list(curve_of(root, world, arm))
     splits = {split: loaded[split] for split in ("train", "validation", "test")}
     if curve is not None:
@@ -113,7 +116,12 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
         processor,
         model="prm",
         seed=seed,
-        config={**SIZES, "hidden_dropout_prob": 0.0, "position_input": INPUTS[order]},
+        config={
+            **SIZES,
+            "hidden_dropout_prob": 0.0,
+            "position_input": INPUTS[order],
+            "position_tower": "given" if arm == "tower" else "none",
+        },
         principled="none",
         metric_for_best_model="loss",
         save_total_limit=1,
@@ -121,6 +129,8 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
         **SCHEDULE,
     )
     seconds = time.process_time() - started
+    if trainer.model.position_tower is not None:
+        curve = trainer.model.position_tower.propensities()
     test = runs.per_list(trainer.model, processor, splits["test"])
     shutil.rmtree(folder, ignore_errors=True)
     best = min((entry for entry in trainer.state.log_history if "eval_loss" in entry), key=lambda e: e["eval_loss"])

@@ -306,6 +306,7 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "initial_score_positions": [0.5] * 11,
         "task_loss": "lambda_loss",
         "propensity_floor": 0.25,
+        "position_tower": "rows",
         "initializer_range": 0.125,
         **NON_DEFAULTS.get(name, {}),
     }

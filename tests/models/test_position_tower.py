@@ -1,0 +1,203 @@
+"""The position tower: two items in both orders, and what it changes in every model.
+
+Item A has relevance 0.4 and item B 0.6. The first position is always examined, the second with probability 0.5. So
+clicks have these probabilities: A first 0.4, then B 0.5 * 0.6 = 0.3; B first 0.6, then A 0.5 * 0.4 = 0.2.
+"""
+
+import math
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from test_relative_features import features, model
+
+from hf_rerank import (
+    Categorical,
+    DNNConfig,
+    DNNForReranking,
+    ListProcessor,
+    ListSchema,
+    RerankTrainer,
+    RerankTrainingArguments,
+)
+from hf_rerank.errors import InputError
+from hf_rerank.losses import binary_log_loss, softmax_loss
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.models.position_tower import STEP, PositionTower
+from hf_rerank.principled import preset_objective
+
+# Slots are A and B, in the order A B and then in the order B A.
+POSITIONS = torch.tensor([[0, 1], [1, 0]])
+CLICKS = torch.tensor([[0.4, 0.3], [0.2, 0.6]])
+LABELS = torch.tensor([[1.0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+
+
+def tower_of(*propensities):
+    tower = PositionTower(len(propensities))
+    tower.weight.data = torch.tensor(propensities).log() / STEP
+    return tower
+
+
+def with_tower(kind="prm", *, bent=True, **options):
+    """A model whose tower is not flat, in evaluation mode."""
+    found = model(kind, position_tower="given", **options)
+    if bent:
+        found.position_tower.weight.data = -torch.arange(8.0) / STEP / 4
+    return found
+
+
+def test_multiplied_probabilities_are_those_of_clicks():
+    relevance = torch.tensor([0.4, 0.6]).logit().expand(2, 2)
+    logits = tower_of(1.0, 0.5)(relevance, POSITIONS, torch.ones(2, 2, dtype=torch.bool), multiply=True)
+    torch.testing.assert_close(logits.sigmoid(), CLICKS)
+
+
+def test_added_logarithms_give_the_odds_of_two_clicks():
+    """Under a softmax the odds of A against B are 0.4 : 0.3 in the first order, 0.2 : 0.6 in the second."""
+    relevance = torch.tensor([0.4, 0.6]).log().expand(2, 2)
+    logits = tower_of(1.0, 0.5)(relevance, POSITIONS, torch.ones(2, 2, dtype=torch.bool), multiply=False)
+    torch.testing.assert_close(logits.softmax(-1), torch.tensor([[4 / 7, 3 / 7], [1 / 4, 3 / 4]]))
+
+
+def test_propensities_are_relative_to_the_largest():
+    assert tower_of(0.2, 0.4, 0.1).propensities() == pytest.approx([0.5, 1.0, 0.25])
+    assert PositionTower(3).propensities() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_padding_and_extreme_scores_stay_finite(multiply):
+    lowest = torch.finfo(torch.float32).min
+    logits = torch.tensor([[1e4, -1e4, lowest]], requires_grad=True)
+    tower = tower_of(1.0, 0.5)
+    mask = torch.tensor([[True, True, False]])
+    found = tower(logits, torch.tensor([[0, 1, 99]]), mask, multiply=multiply)  # 99: no position of the table
+    assert found.isfinite().all()
+    assert found[0, 2] == lowest
+    found[mask].sum().backward()
+    assert logits.grad.isfinite().all()
+    assert tower.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("loss", "multiply"), [(binary_log_loss, True), (softmax_loss, False)])
+def test_training_separates_relevance_from_examination(loss, multiply):
+    scores, tower = torch.zeros(2, requires_grad=True), PositionTower(2)
+    optimizer = torch.optim.LBFGS([scores, tower.weight], max_iter=500, line_search_fn="strong_wolfe")
+
+    def step():
+        optimizer.zero_grad()
+        logits = tower(scores.expand(2, 2), POSITIONS, torch.ones(2, 2, dtype=torch.bool), multiply=multiply)
+        value = loss(logits, CLICKS)
+        value.backward()
+        return value
+
+    optimizer.step(step)
+    assert tower.propensities() == pytest.approx([1.0, 0.5], abs=0.005)
+    if multiply:
+        assert scores.sigmoid().tolist() == pytest.approx([0.4, 0.6], abs=0.005)
+    else:
+        assert (scores[1] - scores[0]).item() == pytest.approx(math.log(0.6 / 0.4), abs=0.01)
+
+
+def test_the_trainer_ranks_the_more_relevant_item_first(tmp_path):
+    """A is first in 9 of 10 lists: by clicks it is 0.9 * 0.4 + 0.1 * 0.2 = 0.38, B 0.9 * 0.3 + 0.1 * 0.6 = 0.33."""
+    rows = [{"item": ["A", "B"], "click": [0.4, 0.3], "place": [0, 1]}] * 9
+    rows += [{"item": ["A", "B"], "click": [0.2, 0.6], "place": [1, 0]}]
+    lists = datasets.Dataset.from_list(rows)
+    schema = ListSchema(items=[Categorical("item", min_count=1)], position="place", max_list_length=2)
+    processor = ListProcessor.from_lists(lists, schema=schema)
+    found = {}
+    for kind in ("none", "given"):
+        torch.manual_seed(0)
+        options = {"hidden_sizes": [8], "unknown_rate": 0, "position_input": "none", "position_tower": kind}
+        dnn = DNNForReranking(DNNConfig.for_schema(processor.schema, **options))
+        arguments = RerankTrainingArguments(
+            str(tmp_path / kind),
+            principled="none",
+            max_steps=150,
+            learning_rate=0.03,
+            weight_decay=0.0,
+            per_device_train_batch_size=10,
+            save_strategy="no",
+            eval_strategy="no",
+            load_best_model_at_end=False,
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        RerankTrainer(dnn, arguments, lists, None, processor).train()
+        scores = dnn.eval()(**processor([{"item": ["A", "B"], "place": [0, 1]}])).logits
+        found[kind] = scores.sigmoid()[0].tolist()
+    assert found["none"] == pytest.approx([0.38, 0.33], abs=0.01)
+    assert found["given"] == pytest.approx([0.4, 0.6], abs=0.02)
+    assert dnn.position_tower.propensities() == pytest.approx([1.0, 0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", list(RERANKERS))
+def test_the_tower_changes_the_loss_and_never_the_scores(kind):
+    plain, flat = model(kind), with_tower(kind, bent=False)
+    same = [name for name, value in plain.named_parameters() if torch.equal(value, flat.get_parameter(name))]
+    assert len(same) == len(list(plain.parameters())), "the tower drew random numbers"
+    bent, tensors = with_tower(kind), features(kind)
+    outputs = [entry(**tensors, labels=LABELS) for entry in (plain, flat, bent)]
+    assert torch.equal(outputs[0].logits, outputs[2].logits)
+    assert float(outputs[1].loss) == pytest.approx(float(outputs[0].loss))
+    assert float(outputs[2].loss) != pytest.approx(float(outputs[0].loss))
+    outputs[2].loss.backward()
+    assert bent.position_tower.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("display", ["given", "rows"])
+def test_the_loss_reads_the_display_position(display):
+    reranker, tensors = with_tower(position_input="none"), features("prm")
+    reranker.config.position_tower = display
+    tensors["position_ids"][0] = torch.tensor([3, 1, 0, 2, 5, 4])
+    shown = torch.arange(6).repeat(3, 1)
+    if display == "given":
+        shown[0] = torch.tensor([3, 1, 0, 2, 5, 4])
+    output = reranker(**tensors, labels=LABELS)
+    examined = (-shown / 4.0).exp()  # the tower of ``with_tower``: position k is examined with probability exp(-k / 4)
+    logits = (examined * output.logits.double().sigmoid()).logit()
+    expected = binary_log_loss(logits, LABELS, mask=tensors["mask"])
+    assert float(output.loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_every_pass_has_the_display_positions_of_the_given_order():
+    """Without positions in the model all passes score alike, so the mean of their task losses is that of one pass."""
+    reranker, tensors = with_tower(position_input="none"), features("prm")
+    one = reranker(**tensors, labels=LABELS).loss
+    losses = reranker(**tensors, labels=LABELS, objective=preset_objective("augmentation", seed=0)).losses
+    assert float(losses["task_loss"]) == pytest.approx(float(one), rel=1e-5)
+
+
+def test_saving_keeps_the_tower(tmp_path):
+    reranker = with_tower()
+    reranker.save_pretrained(tmp_path)
+    loaded = type(reranker).from_pretrained(tmp_path)
+    assert loaded.position_tower.propensities() == pytest.approx([math.exp(-k / 4) for k in range(8)], rel=1e-5)
+
+
+def test_lists_longer_than_the_tower_are_rejected_with_labels():
+    reranker = with_tower(position_input="none")
+    batch = {"item_categorical": torch.ones(1, 9, 1, dtype=torch.int64), "item_dense": torch.zeros(1, 9, 2)}
+    batch["initial_scores"] = torch.zeros(1, 9)
+    assert reranker(**batch).logits.shape == (1, 9)
+    with pytest.raises(InputError, match="lists of 9 slots: the model has positions for max_list_length=8"):
+        reranker(**batch, labels=torch.zeros(1, 9))
+
+
+def test_other_corrections_beside_the_tower_are_rejected(tmp_path):
+    rows = [{"item": ["A", "B"], "click": [1, 0], "seen": [1.0, 0.5]}] * 4
+    lists = datasets.Dataset.from_list(rows)
+    schema = ListSchema(items=[Categorical("item", min_count=1)], propensity="seen", max_list_length=2)
+    for columns, options, message in (
+        (schema, {}, "each of them corrects the position bias; leave propensity out of the schema"),
+        (schema.replace(propensity=None), {"compute_loss_func": len}, "leave one of them out"),
+    ):
+        processor = ListProcessor.from_lists(lists, schema=columns)
+        dnn = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=[8], position_tower="given"))
+        arguments = RerankTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1)
+        with pytest.raises(InputError, match=message):
+            RerankTrainer(dnn, arguments, lists, lists, processor, **options)
+    unordered = replace(ListProcessor.from_lists(lists, schema=schema).schema, position="none")
+    with pytest.raises(InputError, match="no initial order"):
+        DNNConfig.for_schema(unordered, position_tower="given")
