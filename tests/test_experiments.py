@@ -145,7 +145,8 @@ def test_fine_tuning_experiment_end_to_end(tmp_path: Path, run_script: RunScript
 
 def test_position_bias_summary_reports_the_recovered_fraction(tmp_path: Path) -> None:
     """Unbiased clicks give 0.2 more than none, the estimate 0.1 more: half. Seed 2 lacks some arms."""
-    more = {"none": 0.0, "true": 0.15, "em": 0.1, "harvest": -0.1, "unbiased": 0.2}
+    more = {"none": 0.0, "true": 0.15, "em": 0.1, "regression-em": 0.05, "harvest": -0.1, "tower": 0.12}
+    more["unbiased"] = 0.2
     for arm, gain in more.items():
         for seed in (0, 1, 2) if arm == "none" else (0, 1):
             run = {"world": "weak", "order": "no order", "arm": arm, "seed": seed}
@@ -157,10 +158,19 @@ def test_position_bias_summary_reports_the_recovered_fraction(tmp_path: Path) ->
         ["`none`", "2", "1.6250", "-"],
         ["`true`", "2", "1.7750", "75 %"],
         ["`em`", "2", "1.7250", "50 %"],
+        ["`regression-em`", "2", "1.6750", "25 %"],
         ["`harvest`", "2", "1.5250", "-50 %"],
+        ["`tower`", "2", "1.7450", "60 %"],
         ["`unbiased`", "2", "1.8250", "-"],
     ]
     assert table[1][7] == "0.000 |"
+
+
+def test_position_bias_table_matches_the_committed_runs() -> None:
+    kept = FOLDER / "results" / "position_bias"
+    made = summarize(kept)
+    assert made == (kept / "summary.md").read_text(encoding="utf-8")
+    assert made.split("\n\n")[0] in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_tree_tables_match_the_committed_numbers(tmp_path: Path, run_script: RunScript) -> None:

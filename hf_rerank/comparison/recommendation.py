@@ -212,11 +212,15 @@ def _describe_limits(evidence: Evidence) -> list[str]:
     if not evidence.order or not evidence.display_order:
         return limits
     bias = "A display order P carries position bias: items near the top were clicked because they were seen"
+    correction = "--set position_tower=given learns the bias apart from the model"
     if evidence.on_clicks:
         limits.append(
             f"{bias}. If the lists were logged in the order they come in, these clicks favor whatever repeats it, and "
-            "the value of order is overstated; confirm it with an online test or with propensities."
+            f"the value of order is overstated; confirm it with an online test. In training, {correction}."
         )
     else:
-        limits.append(f"{bias}. The measure is free of it, the clicks that the models learned from are not.")
+        limits.append(
+            f"{bias}. The measure is free of it, the clicks that the models learned from are not. If they were logged "
+            f"in this order, {correction}."
+        )
     return limits

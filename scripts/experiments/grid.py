@@ -331,6 +331,7 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
     "lengths": _cells(_THREE, (10,), RERANKERS, ("none", "no_order", DEFAULT, "scaled")),
+    "ad_informed": _cells(("ad_informed",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT)),
     "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT, "scaled")),
 }
 

@@ -5,8 +5,8 @@
 
 Clicks are logged in a display order. In the world ``weak`` it is nearly random (``display_noise`` 8, the default of
 the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): items near the top are also better. PRM is
-trained on the clicks, without principled learning, once with the display order as its input and once without an order.
-Arms:
+trained on the clicks, without principled learning, on three inputs: the display order, no order, and the order of a
+LambdaMART trained on earlier clicks. Arms:
 
 - ``none``: the uncorrected clicks.
 - ``true``: corrected by the true examination probabilities.
@@ -36,7 +36,12 @@ from typing import Any
 import numpy as np
 
 WORLDS = {"weak": 8.0, "strong": 1.0}
-INPUTS = {"display order": "embedding", "no order": "none"}
+# What the model reads -> its options, and where a position tower finds the display order.
+INPUTS = {
+    "display order": ("embedding", "given"),
+    "no order": ("none", "given"),
+    "trained order": ("embedding", "rows"),
+}
 ESTIMATES = ("em", "regression-em", "harvest")
 ARMS = ("none", "true", *ESTIMATES, "tower", "unbiased")
 LISTS = 12_000
@@ -57,6 +62,16 @@ def prepared_lists(root: Path, world: str) -> Path:
 
 
 @cache
+def ranked_lists(root: Path, world: str) -> Path:
+    """Returns the folder of a world's lists with the order of a trained LambdaMART as the given one."""
+    prepared = prepared_lists(root, world)
+    ranked = prepared.with_name(prepared.name.replace("prepared", "ranked"))
+    if not ranked.is_dir():
+        _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", "moderate")
+    return ranked
+
+
+@cache
 def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
     """Returns the estimated propensities by position."""
     from hf_rerank.data.position_bias import REPORT_KEY, add_propensities
@@ -69,12 +84,13 @@ def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
 
 
 @cache
-def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, list[float] | None]:
-    """Returns splits and processor of an arm, and the propensities by position."""
+def lists_of(root: Path, world: str, order: str, arm: str) -> tuple[dict[str, Any], Any, list[float] | None]:
+    """Returns splits and processor of an input and an arm, and the propensities by display position."""
     from hf_rerank import ListProcessor, load_lists
 
-    loaded = load_lists(prepared_lists(root, world))
-    schema = loaded.schema.replace(position=None)
+    trained = order == "trained order"
+    loaded = load_lists(ranked_lists(root, world) if trained else prepared_lists(root, world))
+    schema = loaded.schema if trained else loaded.schema.replace(position=None)
     assert schema.examination is not None
     curve: list[float] | None = None
     if arm == "true":
@@ -107,7 +123,8 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
     """Trains and evaluates; returns JSON values."""
     import runs
 
-    splits, processor, curve = lists_of(root, world, arm)
+    splits, processor, curve = lists_of(root, world, order, arm)
+    position_input, display = INPUTS[order]
     folder = path.parent / "runs" / path.stem
     started = time.process_time()
     trainer = runs.train(
@@ -119,8 +136,8 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
         config={
             **SIZES,
             "hidden_dropout_prob": 0.0,
-            "position_input": INPUTS[order],
-            "position_tower": "given" if arm == "tower" else "none",
+            "position_input": position_input,
+            "position_tower": display if arm == "tower" else "none",
         },
         principled="none",
         metric_for_best_model="loss",

@@ -48,6 +48,7 @@ TITLES = {
     "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
     "ad": "Every model on simulated lists of Ad",
+    "ad_informed": "Every model on simulated lists of Ad whose order sees the true quality",
 }
 PASTED = re.compile(r"<!-- (results/\S+\.md) -->.*?<!-- end -->", re.DOTALL)
 PAGES = (Path(__file__).parent / "README.md", Path(__file__).parents[2] / "README.md")
@@ -204,6 +205,7 @@ ORDERS = {
     "informed_noisier": "sees it, most noise",
     "display": "display order",
     "ad_trained": "trained on clicks, Ad",
+    "ad_informed": "sees the true quality, Ad",
 }
 MAIN_ORDERS = ("trained", "informed", "display")
 

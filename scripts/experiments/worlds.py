@@ -1,6 +1,6 @@
 """The simulated worlds of the experiments: simulated lists, each world with its own initial order.
 
-All but the last have the same lists, in PRM Public's format.
+All but the last two have the same lists, in PRM Public's format.
 
 A re-ranker is given the order ``P``. The information in ``P`` determines how much principled learning can gain, so
 there is one world per kind of order:
@@ -13,6 +13,7 @@ there is one world per kind of order:
 - ``display``: the order in which the clicks were logged, which is the source of their position bias.
 - ``ad_trained``: lists in Ad's format with the histories of their users, in the order of a strong LambdaMART trained
   like that of ``trained``: with the columns of Ad, a moderate one is little better than chance.
+- ``ad_informed``: the same lists in the order of the simulator's own ranker, as in ``informed``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ WORLDS: dict[str, tuple[str, int, str]] = {
     "informed_noisier": ("prm_public", LISTS, "noise 1"),
     "display": ("prm_public", LISTS, "display"),
     "ad_trained": ("ad", AD_LISTS, "strong"),
+    "ad_informed": ("ad", AD_LISTS, "informed"),
 }
 SPLITS = ("train", "validation", "test")
 
