@@ -24,12 +24,13 @@ ARMS = {
     "LambdaMART": "lambdamart with order",
     "DNN": "dnn with order",
     "PRM": "prm with order",
-    "PRM + principles (`scaled`)": "prm with principles",
+    "PRM + principles": "prm with principles",
     "PRM without order": "prm without order",
 }
+# The report compares the arm that is best on validation with simpler systems.
 PAIRS = {
-    "PRM against LambdaMART": ("prm with order", "lambdamart with order"),
-    "`scaled` against PRM": ("prm with principles", "prm with order"),
+    "best PRM against LambdaMART": (("prm with order", "prm with principles"), "lambdamart with order"),
+    "principles against PRM": (("prm with principles",), "prm with order"),
 }
 
 
@@ -48,10 +49,10 @@ def make_table(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _difference(comparisons: list[dict[str, Any]], name: str, base: str) -> str:
-    """In percent of the base, with the bootstrap interval; empty if the report does not compare the two."""
+def _difference(comparisons: list[dict[str, Any]], names: tuple[str, ...], base: str) -> str:
+    """In percent of the base, with the bootstrap interval; empty if the report compares none of them with it."""
     for found in comparisons:
-        if (found["name"], found["base"]) == (name, base):
+        if found["name"] in names and found["base"] == base:
             mean, low, high = (100 * found["over_groups"][key] / found["base_mean"] for key in ("mean", "low", "high"))
             return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] %"
     return ""
