@@ -168,9 +168,7 @@ def test_position_bias_summary_reports_the_recovered_fraction(tmp_path: Path) ->
 
 def test_position_bias_table_matches_the_committed_runs() -> None:
     kept = FOLDER / "results" / "position_bias"
-    made = summarize(kept)
-    assert made == (kept / "summary.md").read_text(encoding="utf-8")
-    assert made.split("\n\n")[0] in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert summarize(kept) == (kept / "summary.md").read_text(encoding="utf-8")
 
 
 def test_tree_tables_match_the_committed_numbers(tmp_path: Path, run_script: RunScript) -> None:

@@ -212,7 +212,7 @@ def _describe_limits(evidence: Evidence) -> list[str]:
     if not evidence.order or not evidence.display_order:
         return limits
     bias = "A display order P carries position bias: items near the top were clicked because they were seen"
-    correction = "--set position_tower=given learns the bias apart from the model"
+    correction = "a position tower (--set position_tower=given) learns the bias apart from the model"
     if evidence.on_clicks:
         limits.append(
             f"{bias}. If the lists were logged in the order they come in, these clicks favor whatever repeats it, and "

@@ -99,6 +99,7 @@ def test_a_display_order_carries_position_bias() -> None:
     assert "P carries position bias" in text(EVIDENCE)
     assert "confirm it with an online test" in text(EVIDENCE)
     assert "The measure is free of it" in text(replace(EVIDENCE, on_clicks=False))
+    assert all("--set position_tower=given" in text(replace(EVIDENCE, on_clicks=on)) for on in (True, False))
     assert "position bias" not in text(replace(EVIDENCE, display_order=False))
     assert "position bias" not in text(replace(EVIDENCE, order={}))
 
