@@ -48,6 +48,7 @@ from hf_rerank.ranking_losses import (
 
 __all__ = [
     "LOSSES_WITHOUT_PROBABILITIES",
+    "LOSSES_WITH_POSITION_TOWER",
     "LOSSES_WITH_PROPENSITIES",
     "SHIFT_INVARIANT_LOSSES",
     "TASK_LOSSES",
@@ -55,6 +56,7 @@ __all__ = [
     "attention_rank_loss",
     "binary_log_loss",
     "center_scores",
+    "check_position_tower_loss",
     "check_propensity_loss",
     "distillation_loss",
     "lambda_loss",
@@ -348,6 +350,8 @@ SHIFT_INVARIANT_LOSSES = frozenset(TASK_LOSSES) - {"binary_log_loss"}
 LOSSES_WITH_PROPENSITIES = frozenset(
     {"binary_log_loss", "softmax_loss", "pairwise_logistic_loss", "pairwise_hinge_loss"}
 )
+# Losses that a position tower can correct: their scores are logits of a click, or of an item's share of the clicks.
+LOSSES_WITH_POSITION_TOWER = frozenset({"binary_log_loss", "softmax_loss", "attention_rank_loss"})
 # Losses that train an order, not probabilities: the softmax of their scores does not estimate anything.
 LOSSES_WITHOUT_PROBABILITIES = frozenset(
     {"pairwise_logistic_loss", "pairwise_hinge_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss"}
@@ -361,6 +365,15 @@ def check_propensity_loss(task_loss: str) -> None:
             f"the lists have propensities, and {task_loss} cannot be corrected by them: expected a task_loss of "
             f"{', '.join(name for name in TASK_LOSSES if name in LOSSES_WITH_PROPENSITIES)}; to train on the clicks "
             "as they are, leave propensity out of the schema, or set propensity_floor=1 in the model's config"
+        )
+
+
+def check_position_tower_loss(task_loss: str) -> None:
+    """Raises an InputError unless a position tower can correct the loss of this name."""
+    if task_loss not in LOSSES_WITH_POSITION_TOWER:
+        raise InputError(
+            f"the config has a position_tower, and {task_loss} cannot be corrected by it: expected a task_loss of "
+            f"{', '.join(name for name in TASK_LOSSES if name in LOSSES_WITH_POSITION_TOWER)}"
         )
 
 

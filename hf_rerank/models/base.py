@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.losses import TASK_LOSSES, check_propensity_loss
+from hf_rerank.losses import TASK_LOSSES, check_position_tower_loss, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrate_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
@@ -370,6 +370,7 @@ class PreTrainedReranker(PreTrainedModel):
         if self.position_tower is None:
             return output
         assert output.logits is not None
+        check_position_tower_loss(self.config.task_loss_name)
         if self.config.position_tower == "rows":
             position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
         multiply = self.config.task_loss_name == "binary_log_loss"
@@ -423,8 +424,8 @@ class PreTrainedReranker(PreTrainedModel):
         if self.position_tower is not None:
             raise InputError(
                 f"the lists have propensities, and the config has position_tower={self.config.position_tower!r}: each "
-                "of them corrects the position bias; leave propensity out of the schema, or position_tower out of the "
-                "config"
+                "of them corrects the position bias; leave position_tower out of the config, or set "
+                "propensity_floor=1 there to use the propensities in evaluation only"
             )
         check_propensity_loss(self.config.task_loss_name)
 

@@ -79,8 +79,9 @@ class RerankerConfig(PreTrainedConfig):
             under every loss.
         position_tower: Whether training learns, beside the model, how often each display position is examined, so that
             the scores are left with the relevance (``hf_rerank.models.position_tower``). The position at which a click
-            was logged is that of the ``given`` order, or that of the item in its row (``rows``). ``none``: no tower.
-            Scores and rankings never contain the tower; the loss does, on evaluation lists too.
+            was logged is that of the ``given`` order, or that of the item in its row (``rows``; the lists must be
+            whole, not cut by another order). ``none``: no tower. Scores and rankings never contain the tower; the loss
+            does, on evaluation lists too. For ``binary_log_loss``, ``softmax_loss`` and ``attention_rank_loss``.
         initializer_range: Standard deviation of initial embedding tables, truncated at two standard deviations.
     """
 

@@ -22,7 +22,8 @@ def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
     Args:
         model: The model, before its trainer is created.
         what: ``"tables"`` (embedding tables of features), ``"output"`` (the layers with one output), ``"encoder"``
-            (all others, position tables too); or a module (``"blocks.0"``), a parameter, a pattern (``"*.bias"``).
+            (all others: position tables and a position tower too); or a module (``"blocks.0"``), a parameter, a
+            pattern (``"*.bias"``).
 
     Returns:
         The names of all parameters that are now frozen.

@@ -72,7 +72,9 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     if "propensities" in arrays and config.propensity_floor < 1:
         check_propensity_loss(name)
         loss = partial(loss, propensities=arrays["propensities"].clamp(min=config.propensity_floor))
-    positions = 0 if config.position_input == "none" else config.max_list_length
+    # A position tower of the given order learns what each position adds to the clicks.
+    without = config.position_input == "none" or config.position_tower == "given"
+    positions = 0 if without else config.max_list_length
     found = fit_calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_rerank.losses import check_position_tower_loss
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 
@@ -39,11 +40,13 @@ def set_task_loss(
     """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's.
 
     Raises:
-        InputError: The lists have propensities, and the loss cannot be corrected with them.
+        InputError: The lists have propensities, or the model a position tower, and the loss cannot be corrected.
     """
     asked = task_loss or objective.task_loss
     if asked is not None:
         model.config.task_loss = asked
+    if model.config.position_tower != "none":
+        check_position_tower_loss(model.config.task_loss_name)
     if propensities and model.config.propensity_floor < 1:
         model.check_propensity_loss()
     return objective.for_task_loss(model.config.task_loss_name)

@@ -181,6 +181,13 @@ class RerankTrainer(EvaluatingTrainer):
                 f"the config has position_tower={model.config.position_tower!r}, which corrects the model's own task "
                 "loss, and compute_loss_func replaces that loss: leave one of them out"
             )
+        cuts = args.truncate_lists and self.processor.schema.position_column is not None
+        if model.config.position_tower == "rows" and cuts:
+            raise InputError(
+                "position_tower='rows' reads display positions from whole rows, and truncate_lists cuts them by the "
+                f"positions of column {self.processor.schema.position!r}: leave truncate_lists out and raise "
+                "max_list_length of the schema, or leave position_tower out"
+            )
         lists = self.given["eval_dataset"]
         if model.config.unknown_rate is None and self.given["train_dataset"] is not None:
             first = next(iter(lists.values())) if isinstance(lists, dict) else lists
