@@ -119,7 +119,8 @@ def recommend(evidence: Evidence) -> Recommendation:
     """Decides what to use.
 
     The best arm on validation must beat every simpler alternative on the test lists; otherwise the simplest one that
-    it does not beat is recommended. The recommended model reads the order only if that improves the measure.
+    it does not beat is recommended. The recommended model reads the order only if that improves the measure, with the
+    principles or without.
     """
     reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
@@ -159,22 +160,23 @@ def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
     if order is None:
         return WITHOUT, ["The lists have no initial order, so both principles hold trivially."]
     both = "which satisfies both principles exactly, in one pass"
+    principles, against = evidence.principles.get(model), evidence.principled_over_without.get(model)
     if not order.is_gain:
         found = "costs" if order.is_loss else "is not shown to gain"
-        return WITHOUT, [
-            f"Reading the given order {found} {evidence.measure} ({model}: {order}): use the model without order, "
-            f"{both}."
-        ]
+        reason = f"Reading the given order {found} {evidence.measure} ({model}: {order})"
+        if against is not None and against.is_gain:
+            return PRINCIPLED, [
+                f"{reason}; with the principles it {_gain_in_words(against)} over the model without order: {against}."
+            ]
+        return WITHOUT, [f"{reason}: use the model without order, {both}."]
     reasons = [
         f"The given order {'has' if order.certainty == 'clear' else 'probably has'} value for {model}: {order}."
     ]
-    principles = evidence.principles.get(model)
     if principles is None:
         return WITH, reasons
     if not principles.is_loss:
         found = "gain" if principles.is_gain else "have no measurable cost"
         return PRINCIPLED, [*reasons, f"The principles {found}: {principles}; the ranking is more stable with them."]
-    against = evidence.principled_over_without.get(model)
     reasons.append(f"The principles cost {evidence.measure}: {principles}.")
     if against is not None and against.is_gain:
         reasons.append(

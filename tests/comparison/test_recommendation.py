@@ -37,8 +37,14 @@ CASES = {
     "order has value, principles cost nothing": ({}, "prm with principles"),
     "order has value, principles gain": ({"principles": {"prm": GAIN}}, "prm with principles"),
     "order has value, principles cost": ({"principles": {"prm": LOSS}}, "prm with order"),
-    "order has no value": ({"order": {"prm": OPEN}}, "prm without order"),
-    "order harms": ({"order": {"prm": LOSS}}, "prm without order"),
+    "order has no value": ({"order": {"prm": OPEN}, "principled_over_without": {"prm": OPEN}}, "prm without order"),
+    "order has value only with principles": ({"order": {"prm": OPEN}}, "prm with principles"),
+    "order harms": ({"order": {"prm": LOSS}, "principled_over_without": {"prm": OPEN}}, "prm without order"),
+    "order harms, with principles too": (
+        {"order": {"prm": LOSS}, "principled_over_without": {"prm": LOSS}},
+        "prm without order",
+    ),
+    "order harms, with principles it gains": ({"order": {"prm": LOSS}}, "prm with principles"),
     "no order at all": ({"order": {}, "principles": {}, "best_arm": "prm without order"}, "prm without order"),
     "nothing beats the logged order": ({"over_simpler": {LOGGED: OPEN, "dnn with order": GAIN}}, LOGGED),
     "the logged order is better": ({"over_simpler": {LOGGED: LOSS}}, LOGGED),
@@ -70,10 +76,20 @@ def test_recommended_arm_for_each_kind_of_evidence(case: str) -> None:
 
 
 def test_if_the_order_has_no_value_one_pass_without_it_satisfies_both_principles() -> None:
-    found = text(replace(EVIDENCE, order={"prm": OPEN}))
+    alike = {"prm": OPEN}
+    found = text(replace(EVIDENCE, order={"prm": OPEN}, principled_over_without=alike))
     assert "is not shown to gain NDCG@10 (prm: +0.1% [-1.0%, +1.2%])" in found
     assert "satisfies both principles exactly, in one pass" in found
-    assert "Reading the given order costs NDCG@10" in text(replace(EVIDENCE, order={"prm": LOSS}))
+    harmful = replace(EVIDENCE, order={"prm": LOSS}, principled_over_without=alike)
+    assert "Reading the given order costs NDCG@10" in text(harmful)
+
+
+def test_an_order_that_gains_only_with_the_principles_is_read_with_them() -> None:
+    found = text(replace(EVIDENCE, order={"prm": OPEN}))
+    assert (
+        "Reading the given order is not shown to gain NDCG@10 (prm: +0.1% [-1.0%, +1.2%]); with the principles it "
+        "gains over the model without order: +5.0% [+3.0%, +7.0%]."
+    ) in found
 
 
 def test_the_cost_of_the_principles_is_reported_with_both_alternatives() -> None:
