@@ -241,6 +241,7 @@ def models_table(runs: Runs) -> str:
         "+ principles, display order",
         "P1@5, trained order",
         "seeds",
+        "seeds, other orders",
     ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     models = [model for model in NAMES if {"none", DEFAULT} <= set(runs.get(("trained", WHOLE, model), {}))]
@@ -263,6 +264,8 @@ def models_table(runs: Runs) -> str:
         cells += [_spell(changes[model, world]) for world in ("informed", "display")]
         name = "p1_obedience@5"
         cells += [f"{_mean(base, name):.2f} to {_mean(principled, name):.2f}", str(len(both))]
+        others = [changes[model, world] for world in ("informed", "display")]
+        cells += [", ".join(str(other.count) for other in others if other is not None)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
