@@ -241,7 +241,6 @@ def models_table(runs: Runs) -> str:
         "+ principles, display order",
         "P1@5, trained order",
         "seeds",
-        "seeds, other orders",
     ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     models = [model for model in NAMES if {"none", DEFAULT} <= set(runs.get(("trained", WHOLE, model), {}))]
@@ -264,8 +263,6 @@ def models_table(runs: Runs) -> str:
         cells += [_spell(changes[model, world]) for world in ("informed", "display")]
         name = "p1_obedience@5"
         cells += [f"{_mean(base, name):.2f} to {_mean(principled, name):.2f}", str(len(both))]
-        others = [changes[model, world] for world in ("informed", "display")]
-        cells += [", ".join(str(other.count) for other in others if other is not None)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -514,7 +511,7 @@ def main() -> None:
             paste_tables(page)
     try:
         draw_headline(runs, output / "headline.png")
-        draw_payoff(runs, output / "payoff.png")
+        draw_payoff(runs, output / "value_of_order.png")
         for question, rows in tables.items():
             draw_changes(rows, output / f"{question}.png")
         draw_training(runs, output / "training.png")
