@@ -64,6 +64,14 @@ def test_added_logarithms_give_the_odds_of_two_clicks():
     torch.testing.assert_close(logits.softmax(-1), torch.tensor([[4 / 7, 3 / 7], [1 / 4, 3 / 4]]))
 
 
+@pytest.mark.parametrize("multiply", [True, False])
+def test_a_batch_without_items_has_finite_gradients(multiply):
+    tower, logits = PositionTower(4), torch.zeros(2, 3, requires_grad=True)
+    tower(logits, POSITIONS.new_zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), multiply=multiply).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert tower.weight.grad.tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
 def test_propensities_are_relative_to_the_largest_that_occurred():
     assert tower_of(0.2, 0.4, 0.1).propensities() == pytest.approx([0.5, 1.0, 0.25])
     tower = tower_of(0.2, 0.4, 0.1)
@@ -197,8 +205,8 @@ def test_every_pass_has_the_display_positions_of_the_given_order():
     assert float(losses["task_loss"]) == pytest.approx(float(one), rel=1e-5)
 
 
-def test_a_starting_score_leaves_the_positions_to_the_tower(tmp_path):
-    """Clicks halve with each position, and the earlier ranker's score does not depend on it."""
+def test_a_starting_score_leaves_the_positions_to_the_tower():
+    """Calibration fits one number per position, unless a tower of the given order learns them."""
     rows = [
         {"item": ["A", "B"], "click": [1, 0], "score": [0.3, 0.1]},
         {"item": ["B", "A"], "click": [1, 0], "score": [0.1, 0.3]},
