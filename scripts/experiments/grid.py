@@ -53,7 +53,8 @@ class Arm:
     Attributes:
         principled: Preset of principled learning.
         kwargs: Settings of the preset to override.
-        relaxation: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. None: the hard order.
+        own: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. Empty: the hard order.
+        perturbed: Other perturbation than the preset's: arguments of ``hf_rerank.principled.Perturbed``.
         dropout: ``hidden_dropout_prob``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
         factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
@@ -62,7 +63,8 @@ class Arm:
 
     principled: str = "none"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    relaxation: Mapping[str, Any] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
+    perturbed: Mapping[str, Any] = field(default_factory=dict)
     dropout: float = 0.0
     order: bool = True
     factors: str | None = None
@@ -75,7 +77,7 @@ def _times(preset: str, factor: float) -> Arm:
 
 
 PAPER_RATES = (1e-4, 5e-5, 1e-5)
-FACTORS = (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0)
+FACTORS = {"augmented": (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0), "paper": (0.1, 10.0, 100.0)}
 ARMS: dict[str, Arm] = {
     "none": Arm(),
     "no_order": Arm(order=False),
@@ -89,22 +91,19 @@ ARMS: dict[str, Arm] = {
     "augmentation": Arm("augmentation"),
     # Both: the task loss on every pass, and the terms, whose weights relative to the task loss are those of `scaled`.
     "augmented": Arm("augmented"),
-    "augmented_x10": _times("augmented", 10),
     # Dropout.
     "none_dropout": Arm(dropout=0.1),
-    "scaled_dropout": Arm("scaled", dropout=0.1),
-    "paper_dropout": Arm("paper", dropout=0.1),
+    "augmented_dropout": Arm("augmented", dropout=0.1),
     # Weights, as factors on both of the preset.
-    **{f"{preset}_x{factor:g}": _times(preset, factor) for preset in ("scaled", "paper") for factor in FACTORS},
+    **{f"{preset}_x{factor:g}": _times(preset, factor) for preset, factors in FACTORS.items() for factor in factors},
     # Weights that change in training.
-    "paper_late": Arm("paper", factors="late"),
-    "scaled_late": Arm("scaled", factors="late"),
-    "paper_constraint": Arm("paper", factors="constraint"),
-    "scaled_constraint": Arm("scaled", factors="constraint"),
-    # Perturbations other than the adjacent swap.
+    "augmented_late": Arm("augmented", factors="late"),
+    "augmented_constraint": Arm("augmented", factors="constraint"),
+    # Perturbations other than the adjacent swap, and larger ones.
+    **{f"scaled_{kind}": Arm("scaled", {"perturbation": kind}) for kind in ("random_swap", "window_shuffle")},
     **{
-        f"scaled_{kind}": Arm("scaled", {"perturbation": kind})
-        for kind in ("random_swap", "window_shuffle", "reverse_window", "score_noise")
+        f"augmented_{kind}_4": Arm("augmented", perturbed={"kind": kind, "strength": 4})
+        for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
     },
     # The paper's settings of PRM: Adam with a constant rate of 1e-4, 5e-5 or 1e-5, and at least 30 epochs.
     **{
@@ -122,9 +121,9 @@ ARMS: dict[str, Arm] = {
         for rate in PAPER_RATES
     },
     # The own order with a gradient.
-    "softsort": Arm("scaled", relaxation={"relaxation": "softsort"}),
-    "neuralsort": Arm("scaled", relaxation={"relaxation": "neuralsort"}),
-    "straight_through": Arm("scaled", relaxation={"relaxation": "softsort", "straight_through": True}),
+    "softsort": Arm("scaled", own={"relaxation": "softsort"}),
+    "neuralsort": Arm("scaled", own={"relaxation": "neuralsort"}),
+    "straight_through": Arm("scaled", own={"relaxation": "softsort", "straight_through": True}),
 }
 
 
@@ -164,6 +163,7 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         config["position_input"] = "none"
     settings = {"num_train_epochs": EPOCHS, "learning_rate": learning_rate, **arm.arguments}
     output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
+    objective = _own_objective(arm, run.seed)
     trainer = train(
         output,
         lists.splits,
@@ -171,9 +171,9 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         model=run.model,
         seed=run.seed,
         config=config,
-        objective=_own_objective(arm, run.seed),
+        objective=objective,
         schedule=arm.factors,
-        **({} if arm.relaxation else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
+        **({} if objective else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
         per_device_train_batch_size=BATCH,
         save_total_limit=1,
         save_only_model=True,
@@ -224,14 +224,18 @@ HISTORY = ("epoch", "loss", "task_loss", "eval_loss", "eval_ndcg@10", "eval_p1_o
 
 def _own_objective(arm: Arm, seed: int) -> Any:
     """The objective of an arm that no preset describes; None if one does."""
-    from hf_rerank.principled import Soft, preset_objective
+    from hf_rerank.principled import Perturbed, Soft, preset_objective
 
-    if arm.relaxation is None:
+    if not arm.own and not arm.perturbed:
         return None
     objective = preset_objective(arm.principled, seed=seed, **arm.kwargs)
-    soft = Soft(**arm.relaxation)
-    passes = (replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes)
-    return replace(objective, passes=tuple(passes))
+
+    def order(given: Any) -> Any:
+        if arm.own and given == "own":
+            return Soft(**arm.own)
+        return Perturbed(**arm.perturbed) if arm.perturbed and isinstance(given, Perturbed) else given
+
+    return replace(objective, passes=tuple(replace(entry, order=order(entry.order)) for entry in objective.passes))
 
 
 def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
@@ -290,15 +294,8 @@ def _cells(worlds: Iterable[str], lengths: Iterable[int], models: Iterable[str],
 
 
 _THREE = ("trained", "informed", "display")
-CANDIDATES = (DEFAULT, "augmented_x10", "augmentation", "scaled", "scaled_x10", "paper", "paper_x0.1", "p1", "p2")
-CANDIDATES += (
-    "paper_constraint",
-    "scaled_constraint",
-    "paper_late",
-    "none_dropout",
-    "scaled_dropout",
-    "paper_dropout",
-)
+CANDIDATES = (DEFAULT, "augmented_x10", "augmentation", "scaled")
+WEIGHTS = tuple(arm for arm in ARMS if arm.split("_x")[0] in FACTORS)
 # Question -> cells (world, length, model, arm).
 PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "default": _cells(_THREE, (30, 10), ("prm",), ("none", "no_order", *CANDIDATES)),
@@ -313,24 +310,29 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         ("trained_small", "informed_noisy", "informed_noisier"),
         (30,),
         ("prm",),
-        ("none", "no_order", DEFAULT, "scaled"),
+        ("none", "no_order", DEFAULT),
     ),
-    "small": _cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", DEFAULT, "scaled")),
+    "small": _cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", DEFAULT)),
     "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", DEFAULT)),
-    "5": _cells(
-        ("trained",), (30,), ("prm",), ("none", *(f"{p}_x{f:g}" for p in ("scaled", "paper") for f in FACTORS))
+    "dropout": _cells(
+        _THREE, (30,), ("prm", "pear", "raise"), ("none", "no_order", "none_dropout", DEFAULT, "augmented_dropout")
     ),
+    "5": _cells(("trained",), (30,), ("prm",), ("none", *WEIGHTS)),
+    "schedules": _cells(("trained",), (30,), ("prm",), ("none", DEFAULT, "augmented_late", "augmented_constraint")),
     "7": _cells(("trained",), (30,), ("prm",), ("none", "scaled", "softsort", "neuralsort", "straight_through")),
     "3": _cells(
         ("trained",),
         (30,),
         ("prm",),
-        ("none", "scaled", *(f"scaled_{kind}" for kind in ("random_swap", "window_shuffle", "reverse_window"))),
+        (
+            *("none", "scaled", "scaled_random_swap", "scaled_window_shuffle", DEFAULT),
+            *(arm for arm in ARMS if arm.startswith(DEFAULT) and arm.endswith("_4")),
+        ),
     ),
     "paper_settings": _cells(
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
-    "lengths": _cells(_THREE, (10,), RERANKERS, ("none", "no_order", DEFAULT, "scaled")),
+    "lengths": _cells(_THREE, (10,), RERANKERS, ("none", "no_order", DEFAULT)),
     "ad_informed": _cells(("ad_informed",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT)),
     "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", DEFAULT, "scaled")),
 }

@@ -41,6 +41,8 @@ TITLES = {
     "2": "Each principle alone, and the controls R-Drop and augmentation",
     "3": "Perturbations other than the adjacent swap",
     "5": "Weights over orders of magnitude",
+    "dropout": "Dropout",
+    "schedules": "Weights that change during training",
     "7": "The model's own order with a gradient",
     "8": "Quality of the initial ranker",
     "payoff": "Orders that are worth a little",
@@ -376,15 +378,17 @@ def draw_weights(runs: Runs, path: Path) -> None:
     plt = _matplotlib()
     arms = runs[("trained", 30, "prm")]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for preset in ("scaled", "paper"):
-        points = sorted([*FACTORS, 1.0])
+    for preset, factors in FACTORS.items():
+        points = sorted([*factors, 1.0])
         names = {factor: preset if factor == 1 else f"{preset}_x{factor:g}" for factor in points}
         gains = {factor: difference(arms, names[factor], "none", PRIMARY) for factor in points}
         there = {factor: gain for factor, gain in gains.items() if gain is not None}
         errors = [[g.mean - g.low for g in there.values()], [g.high - g.mean for g in there.values()]]
-        axes[0].errorbar(list(there), [g.mean for g in there.values()], yerr=errors, fmt="o-", capsize=3, label=preset)
+        axes[0].errorbar(
+            list(there), [g.mean for g in there.values()], yerr=errors, fmt="o-", capsize=3, label=arm_name(preset)
+        )
         obeyed = [np.mean([r["test"]["p1_item_obedience"] for r in arms[names[f]].values()]) for f in there]
-        axes[1].plot(list(there), obeyed, "o-", label=preset)
+        axes[1].plot(list(there), obeyed, "o-", label=arm_name(preset))
     axes[0].axhline(0, color="grey", linewidth=1)
     axes[0].set_ylabel("change in expected clicks, %")
     axes[1].set_ylabel("P1: share of items that keep their position")
