@@ -18,7 +18,7 @@ RunScript = Callable[..., str]
 sys.path.insert(0, str(FOLDER))
 
 import weights  # noqa: E402
-from position_bias import summarize  # noqa: E402
+from position_bias import summarize, true_curve  # noqa: E402
 from runs import finish, mean_and_spread, results  # noqa: E402
 
 
@@ -164,6 +164,15 @@ def test_position_bias_summary_reports_the_recovered_fraction(tmp_path: Path) ->
         ["`unbiased`", "2", "1.8250", "-"],
     ]
     assert table[1][7] == "0.000 |"
+
+
+def test_examination_follows_the_clicks_above() -> None:
+    """A cascade ends at the first click; after a click, a user browsing model starts its curve again."""
+    clicks = np.array([[0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]])
+    first, second, third = PRMWorld().examination[:3]
+    assert true_curve("cascade", clicks).tolist() == [1, 3 / 4, 2 / 4]
+    expected = [first, (3 * second + first) / 4, (first + 2 * third + second) / 4]
+    assert true_curve("browsing", clicks) == pytest.approx(expected)
 
 
 def test_position_bias_table_matches_the_committed_runs() -> None:

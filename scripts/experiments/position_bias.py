@@ -4,21 +4,29 @@
     python scripts/experiments/position_bias.py --output-dir RESULTS --summary
 
 Clicks are logged in a display order. In the world ``weak`` it is nearly random (``display_noise`` 8, the default of
-the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): items near the top are also better. PRM is
-trained on the clicks, without principled learning, on three inputs: the display order, no order, and the order of a
-LambdaMART trained on earlier clicks. Arms:
+the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): items near the top are also better. In both,
+readers follow the position-based model, which the corrections assume. ``browsing`` and ``cascade`` have the display
+order of ``strong``, and readers who follow a user browsing model (a click makes them read on) or a cascade model (they
+leave at the first click): whether a position is examined then depends on the clicks above it.
+
+PRM is trained on the clicks on three inputs: the display order, no order, and the order of a LambdaMART trained on
+earlier clicks; in ``browsing`` and ``cascade`` on the display order alone. Arms:
 
 - ``none``: the uncorrected clicks.
-- ``true``: corrected by the true examination probabilities.
+- ``true``: corrected by the true examination probabilities of each position; in ``browsing`` and ``cascade`` by their
+  means over the lists.
 - ``em``, ``regression-em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the
   same lists.
 - ``tower``: the uncorrected clicks, with a position tower that is trained with the model.
+- ``principles``: the uncorrected clicks, with principled learning, where the model reads an order. Only this arm and
+  the next have it.
+- ``tower-principles``: a position tower and principled learning.
 - ``unbiased``: new clicks on the same lists, as many on average, drawn as if every position were examined equally
   often. No correction can be expected to do better.
 
-Every run is evaluated by true expected clicks on the test lists. The best epoch is that of the lowest validation loss,
-which is corrected if the training is. Runs with the same seed share lists, initial weights and batch order. A run
-whose file exists is not repeated.
+Every run is evaluated by true expected clicks on the test lists, of readers who follow the position-based model. The
+best epoch is that of the lowest validation loss, which is corrected if the training is. Runs with the same seed share
+lists, initial weights and batch order. A run whose file exists is not repeated.
 """
 
 from __future__ import annotations
@@ -35,7 +43,14 @@ from typing import Any
 
 import numpy as np
 
-WORLDS = {"weak": 8.0, "strong": 1.0}
+from hf_rerank.data.simulation import PRMWorld
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "weak": {"display_noise": 8.0},
+    "strong": {"display_noise": 1.0},
+    "browsing": {"display_noise": 1.0, "click_model": "user_browsing"},
+    "cascade": {"display_noise": 1.0, "click_model": "cascade"},
+}
 # What the model reads -> its options, and where a position tower finds the display order.
 INPUTS = {
     "display order": ("embedding", "given"),
@@ -43,10 +58,19 @@ INPUTS = {
     "trained order": ("embedding", "rows"),
 }
 ESTIMATES = ("em", "regression-em", "harvest")
-ARMS = ("none", "true", *ESTIMATES, "tower", "unbiased")
+PRINCIPLED = ("principles", "tower-principles")
+ARMS = ("none", "true", *ESTIMATES, "tower", *PRINCIPLED, "unbiased")
+EXAMINATION = np.asarray(PRMWorld().examination)  # by position, of readers of the position-based model
 LISTS = 12_000
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
 SCHEDULE: dict[str, Any] = {"num_train_epochs": 5, "per_device_train_batch_size": 128, "learning_rate": 2e-3}
+
+
+def planned_arms(world: str, order: str) -> tuple[str, ...]:
+    """Returns the arms that are run in a world on an input."""
+    if order != "display order" and world not in ("weak", "strong"):
+        return ()
+    return tuple(arm for arm in ARMS if order != "no order" or arm not in PRINCIPLED)
 
 
 @cache
@@ -55,8 +79,8 @@ def prepared_lists(root: Path, world: str) -> Path:
     name = "" if world == "weak" else f"-{world}"
     raw, prepared = (root / f"{what}-{LISTS}-0{name}" for what in ("raw", "prepared"))
     if not prepared.is_dir():
-        noise = f"display_noise={WORLDS[world]}"
-        _run("simulate", "prm_public", "--output-dir", raw, "--lists", LISTS, "--world", noise)
+        parameters = [part for key, value in WORLDS[world].items() for part in ("--world", f"{key}={value}")]
+        _run("simulate", "prm_public", "--output-dir", raw, "--lists", LISTS, *parameters)
         _run("prepare", "prm_public", "--raw-dir", raw, "--output-dir", prepared)
     return prepared
 
@@ -91,10 +115,11 @@ def lists_of(root: Path, world: str, order: str, arm: str) -> tuple[dict[str, An
     trained = order == "trained order"
     loaded = load_lists(ranked_lists(root, world) if trained else prepared_lists(root, world))
     schema = loaded.schema if trained else loaded.schema.replace(position=None)
-    assert schema.examination is not None
+    # Readers of other models have no curve by position; all are evaluated by that of the position-based model.
+    schema = schema.replace(examination=EXAMINATION.tolist())
     curve: list[float] | None = None
     if arm == "true":
-        curve = list(schema.examination)
+        curve = true_curve(world, np.array(loaded["train"][schema.label])).tolist()
     elif arm in ESTIMATES:
         curve = list(curve_of(root, world, arm))
     splits = {split: loaded[split] for split in ("train", "validation", "test")}
@@ -108,6 +133,29 @@ def lists_of(root: Path, world: str, order: str, arm: str) -> tuple[dict[str, An
         for split in ("train", "validation"):
             splits[split] = _redrawn(splits[split], schema)
     return splits, ListProcessor.from_lists(splits["train"], schema=schema), curve
+
+
+def true_curve(world: str, clicks: np.ndarray) -> np.ndarray:
+    """Computes how often each display position was examined.
+
+    Args:
+        world: A key of ``WORLDS``.
+        clicks: [lists, items], in display order.
+
+    Returns:
+        [items].
+    """
+    model = WORLDS[world].get("click_model", "position")
+    if model == "position":
+        return EXAMINATION
+    examined = np.empty(clicks.shape)
+    since = np.zeros(len(clicks), np.int64)  # positions since the last click, or since the top
+    left = np.zeros(len(clicks), bool)
+    for position, click in enumerate(clicks.T > 0):
+        examined[:, position] = ~left if model == "cascade" else EXAMINATION[since]
+        left |= click
+        since = np.where(click, 0, since + 1)
+    return examined.mean(axis=0)
 
 
 def _redrawn(lists: Any, schema: Any) -> Any:
@@ -137,9 +185,9 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
             **SIZES,
             "hidden_dropout_prob": 0.0,
             "position_input": position_input,
-            "position_tower": display if arm == "tower" else "none",
+            "position_tower": display if arm.startswith("tower") else "none",
         },
-        principled="none",
+        principled="augmented" if arm in PRINCIPLED else "none",
         metric_for_best_model="loss",
         save_total_limit=1,
         save_only_model=True,
@@ -167,11 +215,9 @@ def summarize(folder: Path) -> str:
     """Formats the table of existing runs: means over seeds, and paired differences with 95 % t-intervals."""
     import runs
 
-    from hf_rerank.data.simulation import PRMWorld
     from hf_rerank.evaluation.comparing import t_interval
 
     found = runs.results(sorted(folder.glob("*-*.json")))
-    true = PRMWorld().examination
     lines = [
         "| world | input | arm | seeds | expected clicks | against `none` | of the loss won back | curve error |",
         "|---|---|---|---:|---:|---:|---:|---:|",
@@ -183,15 +229,17 @@ def summarize(folder: Path) -> str:
                 if (run["world"], run["order"]) == (world, order):
                     by_arm.setdefault(run["arm"], {})[run["seed"]] = run
             # Seeds for which every arm exists.
-            seeds = sorted(set.intersection(*(set(by_arm.get(arm, {})) for arm in ARMS)))
+            arms = planned_arms(world, order)
+            seeds = sorted(set.intersection(*(set(by_arm.get(arm, {})) for arm in arms))) if arms else []
             if not seeds:
                 continue
-            clicks = {arm: [by_arm[arm][seed]["test"]["expected_clicks"] for seed in seeds] for arm in ARMS}
+            clicks = {arm: [by_arm[arm][seed]["test"]["expected_clicks"] for seed in seeds] for arm in arms}
             differences = {
-                arm: t_interval([a - b for a, b in zip(clicks[arm], clicks["none"], strict=True)]) for arm in ARMS
+                arm: t_interval([a - b for a, b in zip(clicks[arm], clicks["none"], strict=True)]) for arm in arms
             }
             lost = differences["unbiased"]
-            for arm in ARMS:
+            true = np.array(by_arm["true"][seeds[0]]["propensities"])
+            for arm in arms:
                 row = differences[arm]
                 share = (
                     f"{100 * row.mean / lost.mean:.0f} %" if lost.low > 0 and arm not in ("none", "unbiased") else "-"
@@ -238,7 +286,7 @@ def main() -> None:
         for world in options.worlds
         for seed in range(options.seeds)
         for order in INPUTS
-        for arm in ARMS
+        for arm in planned_arms(world, order)
     ]
     paths = [
         options.output_dir / f"{world}-{order.replace(' ', '_')}-{arm}-{seed}.json"
