@@ -77,7 +77,7 @@ def _times(preset: str, factor: float) -> Arm:
 
 
 PAPER_RATES = (1e-4, 5e-5, 1e-5)
-FACTORS = {"augmented": (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0), "paper": (0.1, 10.0, 100.0)}
+FACTORS = {"augmented": (0.1, 3.0, 10.0, 30.0, 100.0), "paper": (0.1, 10.0, 100.0)}
 ARMS: dict[str, Arm] = {
     "none": Arm(),
     "no_order": Arm(order=False),
@@ -314,9 +314,7 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     ),
     "small": _cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", DEFAULT)),
     "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", DEFAULT)),
-    "dropout": _cells(
-        _THREE, (30,), ("prm", "pear", "raise"), ("none", "no_order", "none_dropout", DEFAULT, "augmented_dropout")
-    ),
+    "dropout": _cells(("trained",), (30,), ("prm",), ("none", "none_dropout", DEFAULT, "augmented_dropout")),
     "5": _cells(("trained",), (30,), ("prm",), ("none", *WEIGHTS)),
     "schedules": _cells(("trained",), (30,), ("prm",), ("none", DEFAULT, "augmented_late", "augmented_constraint")),
     "7": _cells(("trained",), (30,), ("prm",), ("none", "scaled", "softsort", "neuralsort", "straight_through")),
