@@ -55,7 +55,7 @@ class Arm:
         kwargs: Settings of the preset to override.
         own: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. Empty: the hard order.
         perturbed: Other perturbation than the preset's: arguments of ``hf_rerank.principled.Perturbed``.
-        dropout: ``hidden_dropout_prob``.
+        config: Options of the model's config, besides those of ``MODELS``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
         factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
         arguments: Further training arguments.
@@ -65,7 +65,7 @@ class Arm:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     perturbed: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = 0.0
+    config: Mapping[str, Any] = field(default_factory=dict)
     order: bool = True
     factors: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +76,9 @@ def _times(preset: str, factor: float) -> Arm:
     return Arm(preset, {"convergence_weight": factor * weights[0], "adversarial_weight": factor * weights[1]})
 
 
+DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.1}
+DEFAULTS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
+DEFAULT_BUDGET = {"num_train_epochs": 5, "learning_rate": 1e-3, "per_device_train_batch_size": 64}
 PAPER_RATES = (1e-4, 5e-5, 1e-5)
 FACTORS = {"augmented": (0.1, 3.0, 10.0, 30.0, 100.0), "paper": (0.1, 10.0, 100.0)}
 ARMS: dict[str, Arm] = {
@@ -87,13 +90,18 @@ ARMS: dict[str, Arm] = {
     # Parts and controls.
     "p1": Arm("scaled", {"convergence_weight": 2.0, "adversarial_weight": 0.0}),
     "p2": Arm("scaled", {"convergence_weight": 0.0, "adversarial_weight": 0.5}),
-    "r_drop": Arm("r_drop", dropout=0.1),
+    "r_drop": Arm("r_drop", config=DROPOUT),
     "augmentation": Arm("augmentation"),
     # Both: the task loss on every pass, and the terms, whose weights relative to the task loss are those of `scaled`.
     "augmented": Arm("augmented"),
     # Dropout.
-    "none_dropout": Arm(dropout=0.1),
-    "augmented_dropout": Arm("augmented", dropout=0.1),
+    "none_dropout": Arm(config=DROPOUT),
+    "augmented_dropout": Arm("augmented", config=DROPOUT),
+    # What `hf-rerank train --model prm` chooses for these lists, with its dropout and without.
+    "none_defaults": Arm(config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
+    "augmented_defaults": Arm("augmented", config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
+    "none_defaults_without_dropout": Arm(config=DEFAULTS, arguments=DEFAULT_BUDGET),
+    "augmented_defaults_without_dropout": Arm("augmented", config=DEFAULTS, arguments=DEFAULT_BUDGET),
     # Weights, as factors on both of the preset.
     **{f"{preset}_x{factor:g}": _times(preset, factor) for preset, factors in FACTORS.items() for factor in factors},
     # Weights that change in training.
@@ -127,6 +135,15 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def base_of(arm: str) -> str:
+    """Returns the arm that an arm is compared with: the same settings without principles, if they are run."""
+    if arm == "none_defaults_without_dropout":
+        return "none_defaults"
+    preset, _, settings = arm.partition("_")
+    same = f"none_{settings}"
+    return same if preset != "none" and same in ARMS else "none"
+
+
 @dataclass(frozen=True)
 class Run:
     """One cell of the grid with one seed."""
@@ -158,10 +175,10 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
     arm = ARMS[run.arm]
     without_order = not arm.order and run.model == "dlcm"
     lists = make_world(root, run.world, run.length, random_order=without_order)
-    config = {**MODELS[run.model], "hidden_dropout_prob": arm.dropout}
+    config = {"hidden_dropout_prob": 0.0, **MODELS[run.model], **arm.config}
     if not arm.order and not without_order:
         config["position_input"] = "none"
-    settings = {"num_train_epochs": EPOCHS, "learning_rate": learning_rate, **arm.arguments}
+    settings = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH, "learning_rate": learning_rate}
     output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
     objective = _own_objective(arm, run.seed)
     trainer = train(
@@ -174,10 +191,9 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         objective=objective,
         schedule=arm.factors,
         **({} if objective else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
-        per_device_train_batch_size=BATCH,
         save_total_limit=1,
         save_only_model=True,
-        **settings,
+        **{**settings, **arm.arguments},
     )
     shutil.rmtree(output, ignore_errors=True)
     return trainer, lists
@@ -315,6 +331,7 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "small": _cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", DEFAULT)),
     "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", DEFAULT)),
     "dropout": _cells(("trained",), (30,), ("prm",), ("none", "none_dropout", DEFAULT, "augmented_dropout")),
+    "defaults": _cells(("trained",), (30,), ("prm",), tuple(arm for arm in ARMS if "_defaults" in arm)),
     "5": _cells(("trained",), (30,), ("prm",), ("none", *WEIGHTS)),
     "schedules": _cells(("trained",), (30,), ("prm",), ("none", DEFAULT, "augmented_late", "augmented_constraint")),
     "7": _cells(("trained",), (30,), ("prm",), ("none", "scaled", "softsort", "neuralsort", "straight_through")),

@@ -3,10 +3,10 @@
     python scripts/experiments/questions.py --runs GRID --output-dir RESULTS
 
 For each question RESULTS gets ``NAME.md`` and ``NAME.json`` (a row per cell: means over seeds, and paired differences
-in percent of the base with 95 % t-intervals over seeds, p-values corrected by Holm over the question) and, with
-matplotlib, figures. If the runs have values per list, differences also get a bootstrap interval over users. Cells with
-fewer than two seeds are left out of the differences. A question without runs is skipped. ``--paste`` updates the
-tables in the pages that show them.
+with 95 % t-intervals over seeds, in percent of the same settings without principles; p-values corrected by Holm over
+the question) and, with matplotlib, figures. If the runs have values per list, differences also get a bootstrap
+interval over users. Cells with fewer than two seeds are left out of the differences. A question without runs is
+skipped. ``--paste`` updates the tables in the pages that show them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import ARMS, DEFAULT, FACTORS, PLAN, WHOLE, Run, planned, trained_as
+from grid import ARMS, DEFAULT, FACTORS, PLAN, WHOLE, Run, base_of, planned, trained_as
 
 from hf_rerank.evaluation.comparing import Interval, bootstrap_interval, holm, t_interval
 from hf_rerank.storage import write_json
@@ -42,6 +42,7 @@ TITLES = {
     "3": "Perturbations other than the adjacent swap",
     "5": "Weights over orders of magnitude",
     "dropout": "Dropout",
+    "defaults": "The defaults of `hf-rerank train`",
     "schedules": "Weights that change during training",
     "7": "The model's own order with a gradient",
     "8": "Quality of the initial ranker",
@@ -120,18 +121,18 @@ def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list
                 row[measure] = float(np.mean([result["test"][measure] for result in seeds.values()]))
             row["initial"] = next(iter(seeds.values()))["initial"][PRIMARY]
             row["cpu_seconds"] = float(np.median([result["cpu_seconds"] for result in seeds.values()]))
-            for base in ("none", "no_order"):
-                if arm == base:
+            for key, base in (("none", base_of(arm)), ("no_order", "no_order")):
+                if base not in (*arms, "no_order") or arm in (base, key):
                     continue
                 for measure in (PRIMARY, "ndcg@10", "auc"):
                     interval = difference(found, arm, base, measure)
                     if interval is not None:
-                        row[f"{measure} - {base}"] = vars(interval)
+                        row[f"{measure} - {key}"] = vars(interval)
                 both = sorted(set(seeds) & set(found.get(base, {})))
                 if len(both) > 1:
                     interval = over_users(folder, users, cell, arm, base, both)
                     if interval is not None:
-                        row[f"{PRIMARY} - {base}, users"] = vars(interval)
+                        row[f"{PRIMARY} - {key}, users"] = vars(interval)
             rows.append(row)
     key = f"{PRIMARY} - none"
     tested = [row for row in rows if key in row]
