@@ -23,7 +23,8 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         (
             "principled",
             "NAME",
-            "preset of principled learning: scaled, paper, reference, none, r_drop or augmentation (default: scaled)",
+            "preset of principled learning: augmented, scaled, paper, reference, none, r_drop or augmentation "
+            "(default: augmented)",
         ),
         ("principled-kwargs", "JSON", "settings of the preset to override, such as '{\"convergence_weight\": 10}'"),
     ],

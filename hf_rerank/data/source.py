@@ -22,7 +22,7 @@ A complete source with one unit::
             return {"train": table}, Rejects(PrepareReport(read=table.num_rows))
 
         def describe(self, folder: Path, facts: None, report: PrepareReport) -> None:
-            card = dataset_card("One file", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
+            card = make_dataset_card("One file", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
             write_description(folder, self.schema, report, card)
 
     write_lists(OneFile(Path("lists.parquet"), schema), "lists")

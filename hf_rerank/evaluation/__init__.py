@@ -14,7 +14,6 @@ _HOME = {
     "Interval": "comparing",
     "bootstrap_interval": "comparing",
     "compare": "comparing",
-    "comparison_table": "comparing",
     "evaluate": "evaluator",
     "evaluate_orders": "evaluator",
     "holm": "comparing",

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation.tables import text_table
 
 CONFIDENCE = 0.95
 
@@ -207,7 +206,7 @@ def compare(
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Formats comparisons as headings and rows, for ``text_table``."""
+    """Formats comparisons as headings and rows, for ``hf_rerank.evaluation.tables.text_table``."""
     headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups", "p (Holm)"]
     rows = [
         [
@@ -225,11 +224,6 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
         for entry in comparisons
     ]
     return headings, rows
-
-
-def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """Formats comparisons as plain text."""
-    return text_table(*comparison_rows(comparisons))
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError, show, suggestion
+from hf_rerank.metrics.inputs import rank_slots
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.rows import convert_to_columns
@@ -95,7 +96,7 @@ class EncodedBatch:
         """
         self.check_scores(scores)
         lists, schema = self.lists, self.lists.schema
-        order = sort_slots(scores, self.features["mask"])
+        order = rank_slots(scores, self.features["mask"])
         results = []
         for number, (row, length) in enumerate(zip(self.rows, lists.lengths, strict=True)):
             slots = order[number, : min(length, schema.max_list_length)][:top_k]
@@ -159,11 +160,6 @@ def encode_batches(
         raise InputError(f"expected a sequence of lists, one dict each, got {type(lists).__name__}: give list(...)")
     for start in range(0, len(lists), batch_size):
         yield EncodedBatch.encode(lists[start : start + batch_size], processor, truncate=truncate, first=start)
-
-
-def sort_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sorts the slots of each list by decreasing score, int64 [B, L]; ties in slot order, padding last."""
-    return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
 def probabilities(scores: np.ndarray, mask: np.ndarray, task_loss: str) -> np.ndarray:

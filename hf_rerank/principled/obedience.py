@@ -105,7 +105,7 @@ def obedience(
     if max_steps > 0:
         given = positions_from_scores(-positions, mask)
         measured.update(_find_fixed_points(check_and_score, [given, own, again], mask, max_steps))
-    measured["score_spread"] = _compute_spread(scores, mask)
+    measured["score_spread"] = compute_spread(scores, mask)
     measured["collapsed_share"] = (measured["score_spread"] < COLLAPSED_SPREAD).float()
 
     per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
@@ -227,7 +227,7 @@ def _compute_kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     return tau.index_copy(0, changed, 1 - 2 * discordant / pairs)
 
 
-def _compute_spread(scores: Tensor, mask: Tensor) -> Tensor:
+def compute_spread(scores: Tensor, mask: Tensor) -> Tensor:
     """Standard deviation (over n) of the real items' scores, [B]."""
     count = mask.sum(-1).clamp(min=1)
     values = torch.where(mask, upcast(scores), 0.0)

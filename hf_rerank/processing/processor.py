@@ -290,10 +290,6 @@ class ListProcessor:
             rows["initial_scores"] = self.trees.scores(ragged, schema)
         return ragged, report
 
-    def with_trees(self, trees: TreeRanker) -> ListProcessor:
-        """A copy of this processor with trees that score items; its fingerprint differs."""
-        return ListProcessor(self.schema, self.vocabularies, self.scales, self.fit_report, trees)
-
     def check_fingerprint(self, expected: str | None, what: str) -> None:
         """Checks that a model belongs to this processor.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rerank.principled.obedience import COLLAPSED_SPREAD
+from hf_rerank.principled.obedience import COLLAPSED_SPREAD, compute_spread
 
 
 class TrainingLog:
@@ -31,7 +31,7 @@ class TrainingLog:
         values = {
             "loss": output.loss,
             **(output.losses or {}),
-            **_compute_spread(output.logits.detach().float(), mask),
+            **_summarize_spread(output.logits.detach(), mask),
         }
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
@@ -60,12 +60,9 @@ class TrainingLog:
         self._sums = {name: torch.tensor(total, device=device) for name, total in state["log_sums"].items()}
 
 
-def _compute_spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Computes, over lists of at least two items, the mean standard deviation of scores and the collapsed share."""
-    logits = torch.where(mask, logits, 0.0)
-    count = mask.sum(-1).clamp(min=1)
-    mean = (logits.sum(-1) / count).unsqueeze(-1)
-    spread = (torch.where(mask, logits - mean, 0.0).square().sum(-1) / count).sqrt()
+def _summarize_spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Computes, over lists of at least two items, the mean spread of scores and the share of collapsed lists."""
+    spread = compute_spread(logits, mask)
     lists = mask.sum(-1) >= 2
     counted = lists.sum().clamp(min=1)
     return {

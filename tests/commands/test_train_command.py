@@ -20,6 +20,7 @@ import pytest
 from hf_rerank import Reranker, RerankTrainingArguments, cli
 from hf_rerank.commands import train as train_command
 from hf_rerank.commands.training_options import SHOWN, parse_training_arguments, use_hyphens
+from hf_rerank.principled import PRESETS
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.training.supported_options import REFUSED
 
@@ -83,7 +84,9 @@ def test_defaults_in_the_help_are_those_of_the_arguments() -> None:
         default = fields[name.replace("-", "_")].default
         said = re.search(r"\(default: ([\w@.-]+)", text)
         if said and default is not None:
-            assert said[1].rstrip(";") == f"{default:g}" if isinstance(default, float) else str(default), name
+            assert said[1].rstrip(";") == (f"{default:g}" if isinstance(default, float) else str(default)), name
+    (text,) = (text for name, _, text in SHOWN["principles"] if name == "principled")
+    assert all(re.search(rf"\b{preset}\b", text) for preset in PRESETS)
 
 
 def test_help_all_has_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import (
     bootstrap_interval,
     compare,
-    comparison_table,
+    comparison_rows,
     holm,
     plot_comparisons,
     t_interval,
@@ -111,7 +111,7 @@ def test_models_without_a_common_seed_and_unknown_measures_are_rejected() -> Non
 
 def test_comparisons_as_a_table_and_as_a_figure(tmp_path) -> None:
     found = compare(RUNS, [("PRM", "DNN")], "ndcg@10")
-    assert "PRM - DNN" in comparison_table(found)
+    assert "PRM - DNN" in str(comparison_rows(found))
     plot_comparisons(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="no comparison"):

@@ -49,7 +49,8 @@ class ModelFolders:
     def __init__(self, folder: Path) -> None:
         self.whole, self.sharded, self.folder = folder / "whole", folder / "sharded", folder / "damaged"
         learned = pa.Table.from_pylist(made_rows(20))
-        processor = ListProcessor.from_lists(learned, schema=SCHEMA).with_trees(one_split())
+        fitted = ListProcessor.from_lists(learned, schema=SCHEMA)
+        processor = ListProcessor(fitted.schema, fitted.vocabularies, fitted.scales, fitted.fit_report, one_split())
         torch.manual_seed(0)
         sizes = {"hidden_size": 4, "num_hidden_layers": 2, "intermediate_size": 4, "embedding_dim": 2}
         config = PRMConfig.for_schema(processor.schema, initial_score="feature", initializer_range=0.5, **sizes)

@@ -27,9 +27,10 @@ from hf_rerank import (
     Reranker,
 )
 from hf_rerank.inference.export import export_onnx
-from hf_rerank.inference.ranking import EncodedBatch, sort_slots
+from hf_rerank.inference.ranking import EncodedBatch
 from hf_rerank.inference.ranking import probabilities as as_probabilities
 from hf_rerank.losses import TASK_LOSSES, probabilities
+from hf_rerank.metrics.inputs import rank_slots
 
 LISTS = ROWS[:12]
 
@@ -334,7 +335,7 @@ def test_lists_given_as_dicts_of_items(backend: str, request: pytest.FixtureRequ
 def test_ties_keep_slot_order_and_padding_is_last() -> None:
     scores = np.array([[0.5, 2.0, 0.5, 9.0], [1.0, 1.0, 3.0, 1.0]], dtype=np.float32)
     mask = np.array([[True, True, True, False], [True, True, True, True]])
-    assert sort_slots(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
+    assert rank_slots(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
 
 
 def test_identical_items_keep_their_order() -> None:

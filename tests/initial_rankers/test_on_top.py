@@ -159,7 +159,8 @@ def test_lists_with_scores_and_a_single_fold_are_refused(fitted):
 
 def test_values_learned_after_the_trees_keep_the_scores_of_unknown_ones(fitted):
     _, _, _, found = fitted
-    processor = found.processor.with_trees(found.processor.trees)
+    learned = found.processor
+    processor = ListProcessor(learned.schema, learned.vocabularies, learned.scales, learned.fit_report, learned.trees)
     table = pa.table(columns(20, 5) | {"item": [[900, 900, 901, 901, 1, 2]] * 20})
     before = processor(table, return_tensors="np")["initial_scores"]
     processor.extend(table)

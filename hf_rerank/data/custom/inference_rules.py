@@ -155,10 +155,6 @@ class Column:
         return self.values.dtype.is_numeric()
 
     @property
-    def is_flag(self) -> bool:
-        return self.values.dtype == pl.Boolean or (self.is_number and set(self.present.unique()) <= {0, 1})
-
-    @property
     def lowest(self) -> float:
         return float(self.present.min() or 0)  # type: ignore[arg-type]
 

@@ -8,7 +8,6 @@ from hf_rerank.data.simulation.click_process import (
     draw_user_browsing_clicks,
     examination_curve,
     order_click_probabilities,
-    order_expected_clicks,
 )
 from hf_rerank.data.simulation.prm_public import simulate_prm
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
@@ -21,7 +20,6 @@ __all__ = [
     "draw_user_browsing_clicks",
     "examination_curve",
     "order_click_probabilities",
-    "order_expected_clicks",
     "simulate_ad",
     "simulate_prm",
 ]

@@ -181,26 +181,6 @@ def order_click_probabilities(
     return np.asarray(examination) * base * same_category_decay**rivals_above
 
 
-def order_expected_clicks(
-    base_attraction: np.ndarray,
-    category: np.ndarray,
-    order: np.ndarray,
-    *,
-    examination: np.ndarray,
-    same_category_decay: float,
-) -> np.ndarray:
-    """Expected clicks of each list in ``mode="order"``: the sum of :func:`order_click_probabilities`.
-
-    Arguments as for :func:`order_click_probabilities`.
-
-    Returns:
-        [...], one value per list.
-    """
-    return order_click_probabilities(
-        base_attraction, category, order, examination=examination, same_category_decay=same_category_decay
-    ).sum(axis=-1)
-
-
 def make_generator(seed: int, *key: int) -> np.random.Generator:
     """A generator that depends only on the seed and the key."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -35,8 +35,7 @@ gives ``base_attraction``, and with the list in a given order::
     attraction_i(order) = base_attraction_i * same_category_decay ** rivals_above_i(order)
 
 where ``rivals_above_i`` counts the items above item ``i`` that are of its category and have at least its base
-attraction. The ground truth of that world is a function of the list *and* the order: ``order_click_probabilities`` and
-``order_expected_clicks``.
+attraction. The ground truth of that world is a function of the list *and* the order: ``order_click_probabilities``.
 
 A history
 ---------

@@ -20,7 +20,6 @@ from hf_rerank.data.simulation import (
     draw_clicks,
     draw_user_browsing_clicks,
     order_click_probabilities,
-    order_expected_clicks,
     prm_public_lists,
     prm_public_text,
     simulate_prm,
@@ -320,8 +319,6 @@ class TestClickRule:
         base, category = np.array([0.5, 0.4, 0.4]), np.array([1, 1, 2])
         found = order_click_probabilities(base, category, np.array(order), **arguments)
         np.testing.assert_allclose(found, clicks)
-        total = order_expected_clicks(base[None], category[None], np.array([order]), **arguments)
-        np.testing.assert_allclose(total, [sum(clicks)])
 
     def test_an_equally_attractive_rival_above_counts(self):
         found = order_click_probabilities(
