@@ -4,6 +4,18 @@ A source divides its input into units (``units``) and reads one unit into lists 
 ``hf_rerank.data.prepared.write_lists``, does everything else: resuming, sharding, counting, recording rejected lines.
 A complete source with one unit::
 
+    from pathlib import Path
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from hf_rerank import ListSchema
+    from hf_rerank.data.prepared import Licence, make_dataset_card, write_description, write_lists
+    from hf_rerank.data.report import PrepareReport
+    from hf_rerank.data.source import Rejects, Unit
+    from hf_rerank.storage import InputFiles, digest_content
+
+
     class OneFile:
         options, size, size_unit = {}, 1, "file"
 
@@ -25,6 +37,7 @@ A complete source with one unit::
             card = make_dataset_card("One file", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
             write_description(folder, self.schema, report, card)
 
+    schema = ListSchema.load("schema.json")
     write_lists(OneFile(Path("lists.parquet"), schema), "lists")
 """
 
