@@ -243,14 +243,26 @@ def _describe_principles(objective: Mapping[str, Any]) -> str:
     passes = {entry["name"]: _describe_pass(entry) for entry in objective.get("passes", ())}
     terms = [
         f"`{term['name']}`, weight {term['weight']:g}, compares the scores on {passes[term['first']]} and on "
-        f"{passes[term['second']]} (as `{term['space']}`, reduction `{term['reduction']}`)"
+        f"{passes[term['second']]} (as `{term['space']}`, reduction `{term['reduction']}`{_changed(term, _TERM)})"
         for term in objective.get("terms", ())
     ]
     others = [passes[name] for name in objective.get("task_loss_on", ()) if name in list(passes)[1:]]
     loss = f"the task loss also on {' and '.join(others)}" if others else "the task loss alone"
-    if not terms:
-        return f"{what}: {loss}."
-    return f"{what}: {'; '.join([*terms, *([loss] if others else [])])}."
+    if terms:
+        loss = "; ".join([*terms, *([loss] if others else [])])
+    return f"{what}: {loss}{_changed(objective, _OBJECTIVE)}."
+
+
+# Settings that are stated only where they differ from these, which are those of the presets.
+_TERM = {"positions": "input", "stop_gradient": None}
+_OBJECTIVE = {"fraction": 1, "warmup": 0}
+_PERTURBED = {"strength": 1}
+_SOFT = {"sinkhorn": 0, "straight_through": False}
+
+
+def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    changed = (name for name, default in defaults.items() if settings.get(name, default) != default)
+    return "".join(f", {name} `{settings[name]}`" for name in changed)
 
 
 def _describe_pass(entry: Mapping[str, Any]) -> str:
@@ -263,8 +275,9 @@ def _describe_order(order: Any) -> str:
         return {"given": "the given order", "own": "the model's own order"}.get(order, f"`{order}`")
     ((kind, options),) = order.items()
     if kind == "perturbed":
-        return f"{_describe_order(options['of'])} after `{options['kind']}`"
-    return f"a soft order (`{options['relaxation']}`, temperature {options['temperature']:g})"
+        return f"{_describe_order(options['of'])} after `{options['kind']}`{_changed(options, _PERTURBED)}"
+    soft = _changed(options, _SOFT)
+    return f"a soft order (`{options['relaxation']}`, temperature {options['temperature']:g}{soft})"
 
 
 def _cost_points(results: Mapping[str, Any]) -> str:

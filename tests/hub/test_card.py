@@ -26,6 +26,7 @@ from hf_rerank import (
     Vector,
 )
 from hf_rerank.hub.card import markdown_text, model_card
+from hf_rerank.principled import Pass, Perturbed, PrincipledObjective, Soft, Term
 from hf_rerank.storage.hub_upload import make_plain_card
 
 # Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
@@ -141,6 +142,29 @@ def test_numbers_are_those_of_the_run(results: dict[str, Any]) -> None:
     ) in text
     assert "RecSys 2019" in text
     assert "arXiv 2504.04188" in text
+
+
+def test_settings_that_are_not_the_defaults_are_stated(results: dict[str, Any]) -> None:
+    """Every choice of an objective that changes training is in the card."""
+    soft = Soft(temperature=0.5, sinkhorn=3, straight_through=True)
+    objective = PrincipledObjective(
+        passes=(Pass("first"), Pass("second", soft), Pass("third", Perturbed("random_swap", strength=5))),
+        terms=(
+            Term("convergence", "first", "second", positions=None, stop_gradient="first"),
+            Term("adversarial", "first", "third", positions="output"),
+        ),
+        fraction=0.25,
+        warmup=0.5,
+    )
+    text = model_card("someone/prm", results | {"objective": {"principled": None, **objective.settings()}})
+    for stated in (
+        "a soft order (`softsort`, temperature 0.5, sinkhorn `3`, straight_through `True`)",
+        "the given order after `random_swap`, strength `5`",
+        "reduction `mean`, positions `None`, stop_gradient `first`)",
+        "reduction `mean`, positions `output`)",
+        ", fraction `0.25`, warmup `0.5`.",
+    ):
+        assert stated in text, stated
 
 
 def test_columns_are_those_of_the_schema(results: dict[str, Any]) -> None:
