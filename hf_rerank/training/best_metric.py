@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.schema import ListSchema
 
 # Measures of an evaluation: at cut-offs of metric_ks; at obedience_k; with or without a cut-off; and without one.
-_AT_KS = ("ndcg", "map", "precision", "recall", "mrr", "clicks")
+_AT_KS = ("ndcg", "map", "precision", "recall", "mrr", "clicks", "ips_clicks", "snips_clicks")
 _AT_OBEDIENCE_K = ("p1_set_obedience", "p2_set_obedience")
 _WITH_OR_WITHOUT = ("p1_obedience", "p2_obedience")
 _NEVER_CUT = (
@@ -35,14 +36,14 @@ def check_best_metric(args: Any) -> None:
         raise InputError(f"metric_for_best_model is {best!r}: no such measure{meant}")
 
 
-def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any, *, with_truth: bool) -> None:
+def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any, schema: ListSchema) -> None:
     """Refuses a metric that no evaluation of these sets would compute.
 
     Args:
         args: ``RerankTrainingArguments``.
         eval_dataset: Lists to evaluate on, or several by name.
         compute_metrics: The user's function, which may compute it. None: there is none.
-        with_truth: Whether the lists have the true attraction of simulated lists.
+        schema: Schema of the lists; some measures need its attraction or propensity.
 
     Raises:
         InputError: As in ``check_best_metric``; or the name is not that of a measure, or not of an evaluation set.
@@ -67,7 +68,12 @@ def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any
             f"metric_for_best_model is {best!r}: no such measure, and there are no compute_metrics"
             f"{suggestion(name, _MEASURES)}"
         )
-    if name.startswith("expected_clicks") and not with_truth:
+    if name.endswith("ips_clicks") and schema.propensity is None:
+        raise InputError(
+            f"metric_for_best_model is {best!r}, which needs the probability that each item was examined (the "
+            "schema's propensity): choose another, or add one with hf-rerank propensities"
+        )
+    if name.startswith("expected_clicks") and schema.attraction is None:
         raise InputError(
             f"metric_for_best_model is {best!r}, which needs the true attraction of simulated lists (the schema's "
             "attraction): choose another"

@@ -54,8 +54,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         **options: Any,
     ) -> None:
-        truth = collator.processor.schema.attraction is not None
-        check_best_metric_of_sets(args, eval_dataset, compute_metrics, with_truth=truth)
+        check_best_metric_of_sets(args, eval_dataset, compute_metrics, collator.processor.schema)
         self.list_collator = collator
         self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
 

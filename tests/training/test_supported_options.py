@@ -293,7 +293,7 @@ def test_save_strategy_follows_eval_strategy(tmp_path: Path, options: Any, expec
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("ips_clicks@5", "no such measure, and there are no compute_metrics.*did you mean"),
+        ("gauk", "no such measure, and there are no compute_metrics.*did you mean"),
         ("mine", "no such measure, and there are no compute_metrics$"),
     ],
 )
@@ -322,6 +322,16 @@ def test_expected_clicks_require_true_attraction(
     monkeypatch.setattr(processor, "schema", processor.schema.replace(attraction=None))
     with pytest.raises(InputError, match="'expected_clicks', which needs the true attraction of simulated lists"):
         RerankTrainer(make_model(), args, lists["train"], lists["validation"], processor)
+
+
+def test_clicks_corrected_by_propensities_require_propensities(
+    tmp_path: Path, lists: Any, processor: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = RerankTrainingArguments(str(tmp_path), use_cpu=True, metric_for_best_model="snips_clicks@5")
+    with pytest.raises(InputError, match="'snips_clicks@5', which needs the probability that each item was examined"):
+        RerankTrainer(make_model(), args, lists["train"], lists["validation"], processor)
+    monkeypatch.setattr(processor, "schema", processor.schema.replace(propensity="propensity"))
+    RerankTrainer(make_model(), args, lists["train"], lists["validation"], processor)
 
 
 def test_a_custom_metric_that_is_not_computed_stops_training(make_trainer: Any) -> None:
