@@ -293,7 +293,7 @@ def test_save_strategy_follows_eval_strategy(tmp_path: Path, options: Any, expec
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("gauk", "no such measure, and there are no compute_metrics.*did you mean"),
+        ("cips_clicks@5", "no such measure, and there are no compute_metrics.*did you mean"),
         ("mine", "no such measure, and there are no compute_metrics$"),
     ],
 )
