@@ -80,7 +80,7 @@ DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.1}
 DEFAULTS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
 DEFAULT_BUDGET = {"num_train_epochs": 5, "learning_rate": 1e-3, "per_device_train_batch_size": 64}
 PAPER_RATES = (1e-4, 5e-5, 1e-5)
-FACTORS = {"augmented": (0.1, 3.0, 10.0, 30.0, 100.0), "paper": (0.1, 10.0, 100.0)}
+FACTORS = {"augmented": (0.1, 3.0, 10.0, 100.0), "paper": (0.1, 10.0)}
 ARMS: dict[str, Arm] = {
     "none": Arm(),
     "no_order": Arm(order=False),
@@ -97,11 +97,10 @@ ARMS: dict[str, Arm] = {
     # Dropout.
     "none_dropout": Arm(config=DROPOUT),
     "augmented_dropout": Arm("augmented", config=DROPOUT),
-    # What `hf-rerank train --model prm` chooses for these lists, with its dropout and without.
+    # What `hf-rerank train --model prm` chooses for these lists, and the same without dropout.
     "none_defaults": Arm(config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
     "augmented_defaults": Arm("augmented", config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
     "none_defaults_without_dropout": Arm(config=DEFAULTS, arguments=DEFAULT_BUDGET),
-    "augmented_defaults_without_dropout": Arm("augmented", config=DEFAULTS, arguments=DEFAULT_BUDGET),
     # Weights, as factors on both of the preset.
     **{f"{preset}_x{factor:g}": _times(preset, factor) for preset, factors in FACTORS.items() for factor in factors},
     # Weights that change in training.
@@ -111,7 +110,7 @@ ARMS: dict[str, Arm] = {
     **{f"scaled_{kind}": Arm("scaled", {"perturbation": kind}) for kind in ("random_swap", "window_shuffle")},
     **{
         f"augmented_{kind}_4": Arm("augmented", perturbed={"kind": kind, "strength": 4})
-        for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
+        for kind in ("random_swap", "window_shuffle", "reverse_window")
     },
     # The paper's settings of PRM: Adam with a constant rate of 1e-4, 5e-5 or 1e-5, and at least 30 epochs.
     **{
