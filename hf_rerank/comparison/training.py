@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITH, WITHOUT, Arm, Plan
+from hf_rerank.comparison.arms import TREES, WITH, WITHOUT, Arm, Plan
 from hf_rerank.comparison.measuring import CUT, Measured, measure_latency_ms, measure_model, measure_scores
 from hf_rerank.comparison.random_order import COLUMN, add_random_order
 from hf_rerank.processing import ListProcessor
@@ -105,17 +105,12 @@ class ArmRunner:
                 on_step(state.global_step / max(1, state.max_steps))
 
         model = self.plan.model(arm.model)
-        options = self.plan.config_options(arm.model)
         splits, processor, shuffled = self.splits, self.processor, False
-        if arm.kind == WITHOUT:
-            options["initial_score"] = "none"
-            if model.can_ignore_order:
-                options["position_input"] = "none"
-            else:
-                (splits, processor), shuffled = self._shuffled_lists, True
+        if arm.kind == WITHOUT and not model.can_ignore_order:
+            (splits, processor), shuffled = self._shuffled_lists, True
         arguments = self._make_arguments(arm, seed, folder)
         set_seed(seed)
-        config = model.config_class.for_schema(processor.schema, **options)
+        config = model.config_class.for_schema(processor.schema, **self.plan.config_options(arm))
         if config.initial_score != "none":
             config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
             calibrate_initial_score(config, processor, splits["train"])
@@ -154,11 +149,8 @@ class ArmRunner:
     def _make_arguments(self, arm: Arm, seed: int, folder: Path) -> Any:
         from hf_rerank.training import RerankTrainingArguments
 
-        options = dict(self.plan.training)
-        preset = {name: options.pop(name) for name in ("principled", "principled_kwargs") if name in options}
-        if arm.kind != PRINCIPLED:
-            preset = {"principled": "none"}
-        return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **preset, **options)
+        options = self.plan.training_options(arm)
+        return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **options)
 
 
 def _collect_outcome(measured: Mapping[str, Measured], seconds: float | None, milliseconds: float) -> dict[str, Any]:

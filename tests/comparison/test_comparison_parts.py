@@ -128,8 +128,8 @@ def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
         "prm without order",
         "dlcm without order",
     ]
-    assert plan.config_options("prm") == {"embedding_dim": 4, "hidden_size": 8}
-    assert plan.config_options("dnn") == {"embedding_dim": 4}
+    assert plan.config_options(Arm("prm", WITH)) == {"embedding_dim": 4, "hidden_size": 8}
+    assert plan.config_options(Arm("dnn", PRINCIPLED)) == {"embedding_dim": 4}
     for wrong, message in (
         (Plan(models, seeds=0), "at least 1"),
         (Plan(models, config={"pear.hidden_size": 8}), "belongs to a model that is not compared"),
@@ -138,6 +138,22 @@ def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
     ):
         with pytest.raises(InputError, match=message):
             wrong.check()
+
+
+def test_an_arm_without_order_leaves_out_every_input_that_reveals_it() -> None:
+    plan = Plan(find_models(["prm", "dlcm"]), config={"initial_score": "feature", "position_input": "embedding"})
+    assert plan.config_options(Arm("prm", WITHOUT)) == {"initial_score": "none", "position_input": "none"}
+    # The DLCM must read an order: it gets a random one.
+    assert plan.config_options(Arm("dlcm", WITHOUT)) == {"initial_score": "none", "position_input": "embedding"}
+    assert plan.config_options(Arm("prm", WITH)) == plan.config
+
+
+def test_the_preset_applies_only_to_the_arm_with_principles() -> None:
+    numbers = {"fraction": 0.5}
+    plan = Plan((), training={"num_train_epochs": 2, "principled": "scaled", "principled_kwargs": numbers})
+    assert plan.training_options(Arm("prm", PRINCIPLED)) == plan.training
+    for kind in (WITH, WITHOUT):
+        assert plan.training_options(Arm("prm", kind)) == {"num_train_epochs": 2, "principled": "none"}
 
 
 @pytest.mark.parametrize(
