@@ -122,7 +122,8 @@ class Plan:
         """Checks the plan.
 
         Raises:
-            InputError: An option belongs to no model, a name appears twice, or there are no seeds.
+            InputError: An option belongs to no model or cannot be compared, a name appears twice, or there are no
+                seeds.
         """
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -132,6 +133,11 @@ class Plan:
         if self.training.get("principled") == "none":
             raise InputError(
                 "principled is 'none': every model is trained without the principles anyway; choose a preset"
+            )
+        if self.training.get("truncate_lists"):
+            raise InputError(
+                "truncate_lists: a comparison evaluates whole lists: leave it out, and raise max_list_length of the "
+                "schema or prepare shorter lists"
             )
         for key in self.config:
             if "." in key and key.split(".", 1)[0] not in names:

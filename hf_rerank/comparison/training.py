@@ -45,9 +45,10 @@ class ArmRunner:
         return lists, ListProcessor.from_lists(lists["train"], schema=schema)
 
     def evaluation_options(self, folder: Path) -> dict[str, Any]:
-        """Returns the cut-offs, and how lists without a click count, from the training options."""
+        """Returns the options of the metrics, as in the training: cut-offs, gain and which labels are clicks."""
         arguments = self._make_arguments(Arm("", WITHOUT), 0, folder)
-        return {"ks": sorted({*arguments.metric_ks, CUT}), "no_click": arguments.no_click}
+        choices = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
+        return {"ks": sorted({*arguments.metric_ks, CUT}), **choices}
 
     def run(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
         """Trains and measures one arm.
@@ -76,9 +77,9 @@ class ArmRunner:
             self.processor, self.splits["train"], with_position=arm.kind == WITH, seed=seed, sampling_seed=seed
         )
         encoded = {split: encode(self.processor, self.splits[split]) for split in ("validation", "test")}
-        trees, chosen = learner.choose(encoded["validation"])
-        seconds = time.monotonic() - started
         options = self.evaluation_options(folder)
+        trees, chosen = learner.choose(encoded["validation"], gain=options["gain"])
+        seconds = time.monotonic() - started
         measured = {
             split: measure_scores(
                 trees.scores(ragged, self.processor.schema), self.processor, self.splits[split], **options

@@ -173,6 +173,7 @@ def test_custom_model_class_can_be_compared(prepared, tmp_path, monkeypatch, cap
         (["--scores", "ours"], "expected --scores NAME=FILE"),
         (["--scores", "ours=absent.jsonl"], "absent.jsonl is not a file"),
         (["--principled", "none"], "choose a preset"),
+        (["--truncate-lists", "true"], "a comparison evaluates whole lists: leave it out"),
         (["--seeds", "0"], "expected at least 1"),
     ],
 )

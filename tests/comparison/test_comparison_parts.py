@@ -1,6 +1,7 @@
 """The parts of a comparison: random orders, time remaining, per-list measures, findings."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hf_rerank.comparison.findings import summarize
 from hf_rerank.comparison.measuring import measure_scores, primary_measure, score_logged_order
 from hf_rerank.comparison.progress import format_duration, remaining_seconds
 from hf_rerank.comparison.random_order import COLUMN, add_random_order, draw_positions
+from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.errors import InputError
 
 ROWS = [
@@ -57,6 +59,25 @@ def test_scores_are_evaluated_per_list() -> None:
     assert found.per_list[0] == pytest.approx(1 / math.log2(3))
     assert math.isnan(found.per_list[1])
     assert found.measures["ndcg@10"] == pytest.approx(1 / math.log2(3))
+
+
+def test_evaluation_counts_gain_and_clicks_like_the_choice_of_checkpoints(tmp_path: Path) -> None:
+    graded = Dataset.from_list(
+        [
+            {"item": ["a", "b"], "place": [0, 1], "click": [1, 3]},
+            {"item": ["b", "a"], "place": [0, 1], "click": [2, 1]},
+        ]
+    )
+    processor = ListProcessor.from_lists(graded, schema=SCHEMA)
+    training = {"gain": "linear", "no_click": "skip", "click_above": 2.0}
+    options = ArmRunner({}, SCHEMA, Plan((), training=training)).evaluation_options(tmp_path)
+    assert options == {"ks": [5, 10], **training}
+    found = measure_scores(score_logged_order(processor, graded), processor, graded, **options)
+    # Grades 1 and 3 at ranks 1 and 2; the ideal order is 3, 1. The second list has no grade above 2.
+    expected = (1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3))
+    assert found.per_list[0] == pytest.approx(expected)
+    assert math.isnan(found.per_list[1])
+    assert found.measures["ndcg@10"] == pytest.approx(expected)
 
 
 def test_primary_measure_is_expected_clicks_where_the_ground_truth_is_known() -> None:
