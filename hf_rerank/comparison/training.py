@@ -98,8 +98,9 @@ class ArmRunner:
         from transformers import PrinterCallback, TrainerCallback, set_seed
 
         from hf_rerank.inference.reranker import Reranker
-        from hf_rerank.training import RerankTrainer, calibrate_initial_score
+        from hf_rerank.training import RerankTrainer
         from hf_rerank.training.checkpoints import find_newest_checkpoint
+        from hf_rerank.training.starting_point import calibrate_for_training
 
         class Progress(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -112,9 +113,7 @@ class ArmRunner:
         arguments = self._make_arguments(arm, seed, folder)
         set_seed(seed)
         config = model.config_class.for_schema(processor.schema, **self.plan.config_options(arm))
-        if config.initial_score != "none":
-            config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
-            calibrate_initial_score(config, processor, splits["train"])
+        calibrate_for_training(config, processor, splits["train"], arguments)
         trainer = RerankTrainer(
             model.model_class(config),
             arguments,
