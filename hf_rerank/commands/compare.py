@@ -101,23 +101,17 @@ def run(options: argparse.Namespace) -> None:
 
 def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | None:
     """Formats the command that trains the recommended arm; None if ``hf-rerank train`` cannot."""
-    from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITHOUT
+    from hf_rerank.comparison.arms import TREES, WITHOUT, Arm
 
     if found.model in (None, TREES) or plan.model(found.model).source is not None:
         return None
+    if found.kind == WITHOUT and not plan.model(found.model).can_ignore_order:
+        return None
     parts = ["hf-rerank", "train", "--model", found.model, "--data", options.data, "--output-dir", "RUN"]
-    settings = plan.config_options(found.model)
-    if found.kind == WITHOUT:
-        if not plan.model(found.model).can_ignore_order:
-            return None
-        settings |= {"position_input": "none"}
-    for key, value in settings.items():
+    arm = Arm(found.model, found.kind)
+    for key, value in plan.config_options(arm).items():
         parts += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    # The preset applies only to the arm with principles.
-    training = dict(plan.training)
-    preset = {name: training.pop(name) for name in ("principled", "principled_kwargs") if name in training}
-    preset = {"principled": plan.preset, **preset} if found.kind == PRINCIPLED else {"principled": "none"}
-    for name, value in {**preset, **training}.items():
+    for name, value in plan.training_options(arm).items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         option = "--" + name.replace("_", "-")
         parts += [option, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)]

@@ -241,8 +241,7 @@ def _make_model(
     """Makes a new model, its processor, its training lists, and the record of the trees it starts from."""
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
-    from hf_rerank.training import calibrate_initial_score
-    from hf_rerank.training.starting_point import match_unknown_values
+    from hf_rerank.training.starting_point import calibrate_for_training, match_unknown_values
 
     config_class, model_class = reranker_classes(options.model)
     processor = ListProcessor.from_lists(train, schema=lists.schema)
@@ -269,10 +268,7 @@ def _make_model(
         config = config_class.preset(options.preset, processor.schema, **overrides)
     else:
         config = config_class.for_schema(processor.schema, **overrides)
-    if config.initial_score != "none":
-        # Scores are calibrated for the loss of the training, which the arguments determine.
-        config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
-        calibrate_initial_score(config, processor, train)
+    calibrate_for_training(config, processor, train, arguments)
     if validation is None and config.unknown_rate is None and len(lists.get("validation", ())):
         # The rate that the trainer would find with the validation split held out: new lists will have the same.
         match_unknown_values(

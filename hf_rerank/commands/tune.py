@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import RerankTrainer, RerankTrainingArguments
     from hf_rerank.training.search_spaces import read_spaces, suggest
+    from hf_rerank.training.starting_point import calibrate_for_training
 
     disable_short_progress_bars()
     config_class, model_class = reranker_classes(options.model)
@@ -69,7 +71,9 @@ def run(options: argparse.Namespace) -> None:
 
     def model_init(trial: Any = None) -> Any:
         chosen = {} if trial is None else suggest(trial, spaces["model"])
-        return model_class(config_class.for_schema(processor.schema, **{**fixed, **chosen}))
+        config = config_class.for_schema(processor.schema, **{**fixed, **chosen})
+        of_trial = arguments if trial is None else dataclasses.replace(arguments, **hp_space(trial))
+        return model_class(calibrate_for_training(config, processor, lists["train"], of_trial))
 
     def hp_space(trial: Any) -> dict[str, Any]:
         weights = suggest(trial, spaces["principles"])

@@ -96,17 +96,34 @@ class Plan:
         """Returns the model of this name."""
         return next(model for model in self.models if model.name == name)
 
-    def config_options(self, name: str) -> dict[str, Any]:
-        """Collects the config options of this model."""
+    def config_options(self, arm: Arm) -> dict[str, Any]:
+        """Collects the config options of a network; without the order it reads neither positions nor an earlier score.
+
+        A model that must read an order keeps its ``position_input``: it is trained on a random order instead.
+        """
+        name = arm.model
         of_all = {key: value for key, value in self.config.items() if "." not in key}
         of_one = {key.split(".", 1)[1]: value for key, value in self.config.items() if key.startswith(f"{name}.")}
-        return {**of_all, **of_one}
+        decided = {}
+        if arm.kind == WITHOUT:
+            decided["initial_score"] = "none"
+            if self.model(name).can_ignore_order:
+                decided["position_input"] = "none"
+        return {**of_all, **of_one, **decided}
+
+    def training_options(self, arm: Arm) -> dict[str, Any]:
+        """Collects the training options of a network; the preset and its numbers apply only with principles."""
+        if arm.kind == PRINCIPLED:
+            return {"principled": self.preset, **self.training}
+        others = {name: value for name, value in self.training.items() if not name.startswith("principled")}
+        return {"principled": "none", **others}
 
     def check(self) -> None:
         """Checks the plan.
 
         Raises:
-            InputError: An option belongs to no model, a name appears twice, or there are no seeds.
+            InputError: An option belongs to no model or cannot be compared, a name appears twice, or there are no
+                seeds.
         """
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -116,6 +133,11 @@ class Plan:
         if self.training.get("principled") == "none":
             raise InputError(
                 "principled is 'none': every model is trained without the principles anyway; choose a preset"
+            )
+        if self.training.get("truncate_lists"):
+            raise InputError(
+                "truncate_lists: a comparison evaluates whole lists: leave it out, and raise max_list_length of the "
+                "schema or prepare shorter lists"
             )
         for key in self.config:
             if "." in key and key.split(".", 1)[0] not in names:

@@ -50,7 +50,7 @@ class Findings:
     Attributes:
         measure: Key of the primary measure.
         rows: The logged order, systems of the user, and every arm.
-        comparisons: Paired differences on the test lists, corrected together.
+        comparisons: Paired differences on the test lists, corrected in two sets, see ``summarize``.
         recommendation: What to use.
     """
 
@@ -69,6 +69,10 @@ def summarize(
     display_order: bool,
 ) -> Findings:
     """Summarizes runs, compares arms and recommends one.
+
+    Two sets of pairs are each corrected together by Holm's method. The first: the best arm on validation against each
+    simpler alternative, and the kinds of each model against each other. The second: the other arms of the best model
+    against the same alternatives. It matters only if the best arm beats all of these, so it does not weaken the first.
 
     Args:
         runs: Arm -> seed -> result of the run.
@@ -96,17 +100,17 @@ def summarize(
         for kind, base in steps
         if {kind, base} <= there
     ]
-    pairs = list(dict.fromkeys(pairs))
-    comparisons = compare(
-        {name: {seed: run["test"] for seed, run in of_seed.items()} for name, of_seed in by_name.items()},
-        pairs,
-        measure,
-        per_list={
-            name: {seed: np.array(run["per_list"], dtype=np.float64) for seed, run in of_seed.items()}
-            for name, of_seed in by_name.items()
-        },
-        groups=groups,
-    )
+    others = [arm.name for arm in runs if arm.model == best.model and arm != best]
+    measures = {name: {seed: run["test"] for seed, run in of_seed.items()} for name, of_seed in by_name.items()}
+    per_list = {
+        name: {seed: np.array(run["per_list"], dtype=np.float64) for seed, run in of_seed.items()}
+        for name, of_seed in by_name.items()
+    }
+    comparisons = [
+        entry
+        for together in (pairs, [(arm, name) for arm in others for name in simpler])
+        for entry in compare(measures, together, measure, per_list=per_list, groups=groups)
+    ]
     effects = {(entry.name, entry.base): effect_of(entry) for entry in comparisons}
 
     def collect_effects(kind: str, base: str) -> dict[str, Effect]:
@@ -120,6 +124,7 @@ def summarize(
         best=best.model,
         best_arm=best.name,
         over_simpler={name: effects[best.name, name] for name in simpler},
+        others_over_simpler={arm: {name: effects[arm, name] for name in simpler} for arm in others},
         order=collect_effects(WITH, WITHOUT),
         principles=collect_effects(PRINCIPLED, WITH),
         principled_over_without=collect_effects(PRINCIPLED, WITHOUT),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encode_batches
-from hf_rerank.metrics import expected_clicks, ndcg
+from hf_rerank.metrics import expected_clicks
+from hf_rerank.metrics.ranked_lists import RankedLists
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import ListSchema
 
@@ -43,11 +44,11 @@ class Measured:
 
 
 class PerListSums(EvaluationSums):
-    """``EvaluationSums`` that keep the primary measure of each list."""
+    """``EvaluationSums`` that keep the primary measure of each list; ``options`` are theirs, such as ``ks``."""
 
-    def __init__(self, schema: ListSchema, ks: Sequence[int], no_click: str) -> None:
-        super().__init__(ks, no_click=no_click, examination=schema.examination)
-        self.primary, self.examination, self.no_click = primary_measure(schema), schema.examination, no_click
+    def __init__(self, schema: ListSchema, **options: Any) -> None:
+        super().__init__(**options, examination=schema.examination)
+        self.primary, self.examination = primary_measure(schema), schema.examination
         self.per_list: list[np.ndarray] = []
 
     def add(self, scores: Tensor, labels: Tensor, mask: Tensor, position_ids: Tensor, **others: Any) -> None:
@@ -56,7 +57,8 @@ class PerListSums(EvaluationSums):
         if self.primary == CLICKS:
             values = expected_clicks(scores, others["attraction"], self.examination, mask=mask, reduction="none")
         else:
-            values = ndcg(scores, labels, mask=mask, k=CUT, reduction="none", no_click=self.no_click)
+            ranked = RankedLists(scores, labels, mask, click_above=self.metrics.click_above or 0.0)
+            values = ranked.reduce(ranked.ndcg(CUT, self.metrics.gain), self.metrics.no_click, "none")
         self.per_list.append(np.asarray(values, dtype=np.float64))
 
     def compute_result(self) -> Measured:
@@ -66,28 +68,32 @@ class PerListSums(EvaluationSums):
         return Measured(self.compute(), np.concatenate(self.per_list))
 
 
-def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str) -> Measured:
-    """Measures a re-ranker in evaluation mode: metrics, obedience to both principles, and the values of each list."""
-    sums = PerListSums(processor.schema, ks, no_click)
+def measure_model(model: Any, processor: ListProcessor, lists: Any, **options: Any) -> Measured:
+    """Measures a re-ranker in evaluation mode: metrics, obedience to both principles, and the values of each list.
+
+    Args:
+        model: The re-ranker.
+        processor: Encodes the lists.
+        lists: Lists with labels.
+        options: As in ``measure_scores``.
+    """
+    sums = PerListSums(processor.schema, **options)
     model.eval()
     for batch in encode_batches(lists, processor):
         add_batch(model, batch, sums, obedience_k=5, max_steps=0)
     return sums.compute_result()
 
 
-def measure_scores(
-    scores: np.ndarray, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str
-) -> Measured:
+def measure_scores(scores: np.ndarray, processor: ListProcessor, lists: Any, **options: Any) -> Measured:
     """Measures given scores.
 
     Args:
         scores: float [N], scores of the items of all lists, one list after another, in row order.
         processor: Encodes the lists.
         lists: Lists with labels.
-        ks: Cut-offs of the metrics.
-        no_click: How lists without a click count: ``zero`` or ``skip``.
+        options: ``ks``, ``no_click``, ``gain`` and ``click_above`` of ``EvaluationSums``.
     """
-    sums, start = PerListSums(processor.schema, ks, no_click), 0
+    sums, start = PerListSums(processor.schema, **options), 0
     for batch in encode_batches(lists, processor):
         mask = batch["mask"]
         items = int(mask.sum())

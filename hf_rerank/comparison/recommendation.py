@@ -11,6 +11,8 @@ from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Comparison
 
 LEVEL = 0.05
+# The order may be left out if it gains less than this fraction of the measure.
+MARGIN = 0.01
 Certainty = Literal["clear", "likely", "open"]
 
 
@@ -62,6 +64,7 @@ class Evidence:
         best_arm: Name of that arm.
         over_simpler: Effect of the best arm over each simpler alternative, the simplest first: the logged order,
             systems of the user, and the best arm on validation of each simpler model.
+        others_over_simpler: Name of each other arm of the best model -> its effects over the same alternatives.
         order: Model -> effect of the given order (with order minus without); empty if the lists have no order.
         principles: Model -> effect of the principles (with principles minus with order).
         principled_over_without: Model -> with principles minus without order.
@@ -74,6 +77,7 @@ class Evidence:
     best: str
     best_arm: str
     over_simpler: Mapping[str, Effect]
+    others_over_simpler: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
     order: Mapping[str, Effect] = field(default_factory=dict)
     principles: Mapping[str, Effect] = field(default_factory=dict)
     principled_over_without: Mapping[str, Effect] = field(default_factory=dict)
@@ -119,8 +123,9 @@ def recommend(evidence: Evidence) -> Recommendation:
     """Decides what to use.
 
     The best arm on validation must beat every simpler alternative on the test lists; otherwise the simplest one that
-    it does not beat is recommended. The recommended model reads the order only if that improves the measure, with the
-    principles or without.
+    it does not beat is recommended. The recommended model leaves the order out only if no gain of ``MARGIN`` is
+    plausible, with the principles or without. An arm of the best model other than the best arm is recommended only if
+    it beats every simpler alternative itself.
     """
     reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
@@ -130,7 +135,20 @@ def recommend(evidence: Evidence) -> Recommendation:
         reasons.append(f"{who} {_gain_in_words(effect)} {evidence.measure} over {name}: {effect}.")
     kind, about_order = _choose_kind(evidence, evidence.best)
     reasons += about_order
-    return Recommendation(f"{evidence.best} {kind}", evidence.best, kind, (*reasons, *_describe_limits(evidence)))
+    use = f"{evidence.best} {kind}"
+    if use != evidence.best_arm:
+        own = evidence.others_over_simpler[use]
+        not_beaten = next((name for name, effect in own.items() if not effect.is_gain), None)
+        if not_beaten is None:
+            effects = ", ".join(f"{effect} over {name}" for name, effect in own.items())
+            likely = any(effect.certainty == "likely" for effect in own.values())
+            reasons.append(f"{use} {'probably gains' if likely else 'gains'}, too: {effects}.")
+        else:
+            reasons.append(
+                f"But {use} itself is not shown to beat {not_beaten} ({own[not_beaten]}); {evidence.best_arm} is."
+            )
+            use, kind = evidence.best_arm, evidence.best_arm.removeprefix(f"{evidence.best} ")
+    return Recommendation(use, evidence.best, kind, (*reasons, *_describe_limits(evidence)))
 
 
 def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
@@ -168,10 +186,13 @@ def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
             return PRINCIPLED, [
                 f"{reason}; with the principles it {_gain_in_words(against)} over the model without order: {against}."
             ]
-        return WITHOUT, [f"{reason}: use the model without order, {both}."]
-    reasons = [
-        f"The given order {'has' if order.certainty == 'clear' else 'probably has'} value for {model}: {order}."
-    ]
+        if order.mean <= 0 or order.high < MARGIN:
+            bound = f", and any gain is below {MARGIN:.0%}" if order.mean > 0 else ""
+            return WITHOUT, [f"{reason}{bound}; without it, {model} satisfies both principles exactly, in one pass."]
+        reasons = [f"{reason}, but a gain of {MARGIN:.0%} or more is possible: its value is open, so it is kept."]
+    else:
+        has = "has" if order.certainty == "clear" else "probably has"
+        reasons = [f"The given order {has} value for {model}: {order}."]
     if principles is None:
         return WITH, reasons
     if not principles.is_loss:
@@ -201,7 +222,10 @@ def _suggest_more_data(evidence: Evidence) -> str:
 def _describe_limits(evidence: Evidence) -> list[str]:
     """Describes the limits of the numbers."""
     limits = []
-    effects = (evidence.over_simpler, evidence.order, evidence.principles)
+    effects = (
+        *(evidence.over_simpler, *evidence.others_over_simpler.values()),
+        *(evidence.order, evidence.principles),
+    )
     if evidence.seeds == 1:
         limits.append(
             "One seed shows nothing about the variance of training: at most 'probably' is claimed; use --seeds 3."

@@ -20,8 +20,10 @@ _NOTES = (
     "Checkpoints were selected on the validation lists by NDCG@10, and every arm was evaluated once per seed on the "
     "test lists. P1@5 and P2@5: share of lists whose top 5 does not change when the model reads its own ranking (P1) "
     "or after one adjacent swap in the given order (P2). 95 % intervals: over groups of lists (bootstrap) and over "
-    "seeds (Student's t); p-values are corrected by Holm's method over all differences in the table. A difference is "
-    "clear if both are below 5 %, likely if only the one over groups is but all seeds agree in sign, otherwise open."
+    "seeds (Student's t). p-values are corrected by Holm's method, in two sets: the differences of the best arm on "
+    "validation from simpler alternatives and those within a model; and those of the other arms of its model from the "
+    "same alternatives. A difference is clear if both are below 5 %, likely if only the one over groups is but all "
+    "seeds agree in sign, otherwise open."
 )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITH, WITHOUT, Arm, Plan
+from hf_rerank.comparison.arms import TREES, WITH, WITHOUT, Arm, Plan
 from hf_rerank.comparison.measuring import CUT, Measured, measure_latency_ms, measure_model, measure_scores
 from hf_rerank.comparison.random_order import COLUMN, add_random_order
 from hf_rerank.processing import ListProcessor
@@ -45,9 +45,10 @@ class ArmRunner:
         return lists, ListProcessor.from_lists(lists["train"], schema=schema)
 
     def evaluation_options(self, folder: Path) -> dict[str, Any]:
-        """Returns the cut-offs, and how lists without a click count, from the training options."""
+        """Returns the options of the metrics, as in the training: cut-offs, gain and which labels are clicks."""
         arguments = self._make_arguments(Arm("", WITHOUT), 0, folder)
-        return {"ks": sorted({*arguments.metric_ks, CUT}), "no_click": arguments.no_click}
+        choices = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
+        return {"ks": sorted({*arguments.metric_ks, CUT}), **choices}
 
     def run(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
         """Trains and measures one arm.
@@ -76,9 +77,9 @@ class ArmRunner:
             self.processor, self.splits["train"], with_position=arm.kind == WITH, seed=seed, sampling_seed=seed
         )
         encoded = {split: encode(self.processor, self.splits[split]) for split in ("validation", "test")}
-        trees, chosen = learner.choose(encoded["validation"])
-        seconds = time.monotonic() - started
         options = self.evaluation_options(folder)
+        trees, chosen = learner.choose(encoded["validation"], gain=options["gain"])
+        seconds = time.monotonic() - started
         measured = {
             split: measure_scores(
                 trees.scores(ragged, self.processor.schema), self.processor, self.splits[split], **options
@@ -97,28 +98,22 @@ class ArmRunner:
         from transformers import PrinterCallback, TrainerCallback, set_seed
 
         from hf_rerank.inference.reranker import Reranker
-        from hf_rerank.training import RerankTrainer, calibrate_initial_score
+        from hf_rerank.training import RerankTrainer
         from hf_rerank.training.checkpoints import find_newest_checkpoint
+        from hf_rerank.training.starting_point import calibrate_for_training
 
         class Progress(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
                 on_step(state.global_step / max(1, state.max_steps))
 
         model = self.plan.model(arm.model)
-        options = self.plan.config_options(arm.model)
         splits, processor, shuffled = self.splits, self.processor, False
-        if arm.kind == WITHOUT:
-            options["initial_score"] = "none"
-            if model.can_ignore_order:
-                options["position_input"] = "none"
-            else:
-                (splits, processor), shuffled = self._shuffled_lists, True
+        if arm.kind == WITHOUT and not model.can_ignore_order:
+            (splits, processor), shuffled = self._shuffled_lists, True
         arguments = self._make_arguments(arm, seed, folder)
         set_seed(seed)
-        config = model.config_class.for_schema(processor.schema, **options)
-        if config.initial_score != "none":
-            config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
-            calibrate_initial_score(config, processor, splits["train"])
+        config = model.config_class.for_schema(processor.schema, **self.plan.config_options(arm))
+        calibrate_for_training(config, processor, splits["train"], arguments)
         trainer = RerankTrainer(
             model.model_class(config),
             arguments,
@@ -154,11 +149,8 @@ class ArmRunner:
     def _make_arguments(self, arm: Arm, seed: int, folder: Path) -> Any:
         from hf_rerank.training import RerankTrainingArguments
 
-        options = dict(self.plan.training)
-        preset = {name: options.pop(name) for name in ("principled", "principled_kwargs") if name in options}
-        if arm.kind != PRINCIPLED:
-            preset = {"principled": "none"}
-        return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **preset, **options)
+        options = self.plan.training_options(arm)
+        return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **options)
 
 
 def _collect_outcome(measured: Mapping[str, Measured], seconds: float | None, milliseconds: float) -> dict[str, Any]:

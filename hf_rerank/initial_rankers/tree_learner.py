@@ -66,15 +66,15 @@ class TreeLearner:
         self.parts = assign_parts(users_of(train, self.schema), PARTS, seed)
         self.counts = count_clicks(self.ragged, self.schema, self.parts)
 
-    def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
-        """Chooses the trees that are best on held-out lists; returns them and their settings."""
+    def choose(self, held_out: RaggedLists, *, gain: str = "exponential") -> tuple[TreeRanker, dict[str, Any]]:
+        """Chooses the trees that are best on held-out lists by NDCG@10; returns them and their settings."""
         every = np.ones(len(self.lengths), dtype=bool)
         best: tuple[float, TreeRanker, dict[str, Any]] | None = None
         for leaves in LEAVES:
             booster, rates = self._boost(every, leaves, max(TREES))
             for trees in TREES:
                 ranker = self._make_ranker(booster.model_to_string(num_iteration=trees), rates)
-                value = mean_ndcg(ranker.scores(held_out, self.schema), held_out)
+                value = mean_ndcg(ranker.scores(held_out, self.schema), held_out, gain)
                 if best is None or value > best[0]:
                     best = (value, ranker, {"leaves": leaves, "trees": trees, "validation_ndcg@10": value})
         assert best is not None
@@ -117,7 +117,7 @@ def pad_with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.nda
     return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).pad()
 
 
-def mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
+def mean_ndcg(scores: np.ndarray, ragged: RaggedLists, gain: str = "exponential") -> float:
     """Computes NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
     padded = pad_with_scores(ragged, scores)
-    return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))
+    return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10, gain=gain))

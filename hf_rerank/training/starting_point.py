@@ -22,6 +22,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.ragged import concatenate
 from hf_rerank.schema import NO_ORDER, Categorical
+from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.validation import Lists, tables_of
 
 # Largest number of lists that are read, spread evenly over all.
@@ -77,6 +78,29 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     positions = 0 if without else config.max_list_length
     found = fit_calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
+
+
+def calibrate_for_training(
+    config: RerankerConfig, processor: ListProcessor, lists: Any, arguments: RerankTrainingArguments
+) -> RerankerConfig:
+    """Calibrates the earlier ranker's score for the loss of a training, if the config reads that score.
+
+    Args:
+        config: Config of a model that is about to be trained; changed in place.
+        processor: Encodes the lists.
+        lists: As in ``calibrate_initial_score``.
+        arguments: Arguments of the training, which determine its task loss.
+
+    Returns:
+        The same config.
+
+    Raises:
+        InputError: As in ``calibrate_initial_score``.
+    """
+    if config.initial_score != "none":
+        config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
+        calibrate_initial_score(config, processor, lists)
+    return config
 
 
 def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> None:

@@ -223,7 +223,8 @@ class RerankTrainer(EvaluatingTrainer):
         Args:
             hp_space: ``hp_space(trial)`` returns training options, including ``principled_kwargs``, such as
                 ``{"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}``. Options of the model
-                are suggested by ``model_init(trial)``. None: learning rate, and the weights of the principles.
+                are suggested by ``model_init(trial)``. None: learning rate, and the weights of the principles in
+                addition to the other ``principled_kwargs``; with ``objective``, the learning rate only.
             compute_objective: Not supported: trials are compared by ``args.metric_for_best_model`` on the evaluation
                 lists.
             n_trials: Number of trials, including those of earlier calls in the folder.

@@ -67,11 +67,13 @@ def search(
     if trials < 1:
         raise InputError(f"the number of trials is {trials}: expected at least 1")
     if hp_space is None:
-        weights = spaces_of_weights(trainer.principled_objective)
+        # The weights of an objective that was given are not training options.
+        weights = {} if trainer.given["objective"] is not None else spaces_of_weights(trainer.principled_objective)
 
         def hp_space(trial: Any) -> dict[str, Any]:
             chosen = suggest(trial, weights)
-            return suggest(trial, LEARNING_RATE) | ({"principled_kwargs": chosen} if chosen else {})
+            numbers = {"principled_kwargs": {**(args.principled_kwargs or {}), **chosen}} if chosen else {}
+            return suggest(trial, LEARNING_RATE) | numbers
 
     folder = Path(str(args.output_dir))
     facts = {"metric": metric, "arguments": _describe_options(args), "lists": trainer.results["data"]}

@@ -1,5 +1,6 @@
 """``hf-rerank compare``: one small comparison, read, resumed, added to and refused."""
 
+import argparse
 import json
 import shutil
 
@@ -9,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank.cli import main
+from hf_rerank.commands.compare import train_command
+from hf_rerank.comparison.arms import WITH, WITHOUT, Plan, find_models
+from hf_rerank.comparison.recommendation import Recommendation
 from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
@@ -169,6 +173,7 @@ def test_custom_model_class_can_be_compared(prepared, tmp_path, monkeypatch, cap
         (["--scores", "ours"], "expected --scores NAME=FILE"),
         (["--scores", "ours=absent.jsonl"], "absent.jsonl is not a file"),
         (["--principled", "none"], "choose a preset"),
+        (["--truncate-lists", "true"], "a comparison evaluates whole lists: leave it out"),
         (["--seeds", "0"], "expected at least 1"),
     ],
 )
@@ -177,6 +182,18 @@ def test_wrong_options_are_refused_before_any_training(prepared, tmp_path, capsy
     assert main(given) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_printed_command_trains_the_recommended_arm():
+    plan = Plan(find_models(["prm"]), config={"initial_score": "feature", "prm.hidden_size": 8})
+    expected = {
+        WITHOUT: "--set initial_score=none --set hidden_size=8 --set position_input=none",
+        WITH: "--set initial_score=feature --set hidden_size=8",
+    }
+    for kind, options in expected.items():
+        found = train_command(argparse.Namespace(data="LISTS"), Recommendation(f"prm {kind}", "prm", kind, ()), plan)
+        start = "hf-rerank train --model prm --data LISTS --output-dir RUN"
+        assert found == f"{start} {options} --principled none"
 
 
 @pytest.mark.slow

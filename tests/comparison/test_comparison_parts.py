@@ -1,6 +1,7 @@
 """The parts of a comparison: random orders, time remaining, per-list measures, findings."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hf_rerank.comparison.findings import summarize
 from hf_rerank.comparison.measuring import measure_scores, primary_measure, score_logged_order
 from hf_rerank.comparison.progress import format_duration, remaining_seconds
 from hf_rerank.comparison.random_order import COLUMN, add_random_order, draw_positions
+from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.errors import InputError
 
 ROWS = [
@@ -57,6 +59,25 @@ def test_scores_are_evaluated_per_list() -> None:
     assert found.per_list[0] == pytest.approx(1 / math.log2(3))
     assert math.isnan(found.per_list[1])
     assert found.measures["ndcg@10"] == pytest.approx(1 / math.log2(3))
+
+
+def test_evaluation_counts_gain_and_clicks_like_the_choice_of_checkpoints(tmp_path: Path) -> None:
+    graded = Dataset.from_list(
+        [
+            {"item": ["a", "b"], "place": [0, 1], "click": [1, 3]},
+            {"item": ["b", "a"], "place": [0, 1], "click": [2, 1]},
+        ]
+    )
+    processor = ListProcessor.from_lists(graded, schema=SCHEMA)
+    training = {"gain": "linear", "no_click": "skip", "click_above": 2.0}
+    options = ArmRunner({}, SCHEMA, Plan((), training=training)).evaluation_options(tmp_path)
+    assert options == {"ks": [5, 10], **training}
+    found = measure_scores(score_logged_order(processor, graded), processor, graded, **options)
+    # Grades 1 and 3 at ranks 1 and 2; the ideal order is 3, 1. The second list has no grade above 2.
+    expected = (1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3))
+    assert found.per_list[0] == pytest.approx(expected)
+    assert math.isnan(found.per_list[1])
+    assert found.measures["ndcg@10"] == pytest.approx(expected)
 
 
 def test_primary_measure_is_expected_clicks_where_the_ground_truth_is_known() -> None:
@@ -117,6 +138,35 @@ def test_the_best_arm_on_validation_is_compared_with_every_simpler_alternative()
     assert rows["prm without order"].spread == pytest.approx(0.001 / math.sqrt(2))
 
 
+def test_an_arm_that_loses_to_the_trees_is_not_recommended_because_the_best_arm_beats_them() -> None:
+    # Without the order, prm is far better on half of the lists and far worse on the others: the value of the order is
+    # open, and on average this arm is 0.02 below LambdaMART.
+    far = np.tile([0.6, -0.6], 100)
+    values = {
+        Arm("lambdamart", WITHOUT): (0.50, 0.50, 0 * far),
+        Arm("prm", WITHOUT): (0.48, 0.48, far),
+        Arm("prm", WITH): (0.525, 0.52, 0 * far),
+        Arm("prm", PRINCIPLED): (0.53, 0.53, 0 * far),
+    }
+    runs: dict[Arm, dict[int, dict]] = {arm: {} for arm in values}
+    for arm, (test, validation, pattern) in values.items():
+        for seed, shift in enumerate((0.0, 0.001, -0.001)):
+            run = outcome(test + shift, validation, lists=200)
+            runs[arm][seed] = {**run, "per_list": (np.array(run["per_list"]) + pattern).tolist()}
+    fixed = {LOGGED: outcome(0.4, 0.4, lists=200)}
+    found = summarize(runs, fixed, measure="ndcg@10", groups=list(range(200)), display_order=False)
+    by_pair = {(entry.name, entry.base): entry for entry in found.comparisons}
+    for arm in ("prm without order", "prm with order"):
+        for simpler in (LOGGED, "lambdamart without order"):
+            assert (arm, simpler) in by_pair
+    # 0.48 - 0.50, and the same difference in every seed.
+    assert by_pair["prm without order", "lambdamart without order"].over_seeds.mean == pytest.approx(-0.02)
+    assert found.recommendation.use == "prm with principles"
+    # The first set has five pairs: two of the best arm and three within prm. The smallest p-value of 2,000 bootstrap
+    # samples is 2 / 2001; the other arms' pairs do not enter.
+    assert by_pair["prm with principles", LOGGED].corrected_p_groups == pytest.approx(5 * 2 / 2001)
+
+
 def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
     models = find_models(["prm", "prm", "dlcm"])
     assert [model.name for model in models] == ["dnn", "prm", "dlcm"]
@@ -128,8 +178,8 @@ def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
         "prm without order",
         "dlcm without order",
     ]
-    assert plan.config_options("prm") == {"embedding_dim": 4, "hidden_size": 8}
-    assert plan.config_options("dnn") == {"embedding_dim": 4}
+    assert plan.config_options(Arm("prm", WITH)) == {"embedding_dim": 4, "hidden_size": 8}
+    assert plan.config_options(Arm("dnn", PRINCIPLED)) == {"embedding_dim": 4}
     for wrong, message in (
         (Plan(models, seeds=0), "at least 1"),
         (Plan(models, config={"pear.hidden_size": 8}), "belongs to a model that is not compared"),
@@ -138,6 +188,22 @@ def test_a_plan_lists_its_arms_and_rejects_wrong_options() -> None:
     ):
         with pytest.raises(InputError, match=message):
             wrong.check()
+
+
+def test_an_arm_without_order_leaves_out_every_input_that_reveals_it() -> None:
+    plan = Plan(find_models(["prm", "dlcm"]), config={"initial_score": "feature", "position_input": "embedding"})
+    assert plan.config_options(Arm("prm", WITHOUT)) == {"initial_score": "none", "position_input": "none"}
+    # The DLCM must read an order: it gets a random one.
+    assert plan.config_options(Arm("dlcm", WITHOUT)) == {"initial_score": "none", "position_input": "embedding"}
+    assert plan.config_options(Arm("prm", WITH)) == plan.config
+
+
+def test_the_preset_applies_only_to_the_arm_with_principles() -> None:
+    numbers = {"fraction": 0.5}
+    plan = Plan((), training={"num_train_epochs": 2, "principled": "scaled", "principled_kwargs": numbers})
+    assert plan.training_options(Arm("prm", PRINCIPLED)) == plan.training
+    for kind in (WITH, WITHOUT):
+        assert plan.training_options(Arm("prm", kind)) == {"num_train_epochs": 2, "principled": "none"}
 
 
 @pytest.mark.parametrize(

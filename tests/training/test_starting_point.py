@@ -1,14 +1,17 @@
 """Calibration of the initial ranker's score, and rates of unknown values, against independent computations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
+from hf_rerank.cli import main
 from hf_rerank.errors import InputError
 from hf_rerank.models.prm import PRMConfig
 from hf_rerank.processing import ListProcessor
-from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.schema import NO_ORDER, Categorical, ListSchema
 from hf_rerank.training.starting_point import calibrate_initial_score, match_unknown_values
 
 
@@ -40,6 +43,34 @@ def test_calibration_under_log_loss_equals_logistic_regression():
     units = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit((scores - 5) * 10, clicks)
     assert config.initial_score_scale == pytest.approx(units.coef_[0, 0] * 10, rel=1e-3)
     assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
+
+
+def test_tune_starts_from_scores_calibrated_for_the_loss_of_each_trial(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    columns, trainers = lists(), []
+
+    def keep(trainer, *_, **__):
+        trainers.append(trainer)
+        return SimpleNamespace(run_id="0", objective=0.0, hyperparameters={})
+
+    monkeypatch.setattr("hf_rerank.training.tuning.search", keep)
+    schema = ListSchema(items=[Categorical("item")], initial_score="score", position=NO_ORDER)
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict(columns).to_parquet(tmp_path / "lists" / f"{split}-00000-of-00001.parquet")
+    schema.save(tmp_path / "lists" / "schema.json")
+    given = ["tune", "--model", "dnn", "--data", str(tmp_path / "lists"), "--output-dir", str(tmp_path / "out")]
+    given += ["--set", "initial_score=start", "--search", "task_loss=binary_log_loss,softmax_loss"]
+    assert main(given) == 0
+    trial = optuna.trial.FixedTrial({"task_loss": "binary_log_loss"})
+    config = trainers[0].call_model_init(trial).config
+    scores, clicks = np.array(columns["score"]).reshape(-1, 1), np.array(columns["click"]).reshape(-1)
+    units = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit((scores - 5) * 10, clicks)
+    assert config.initial_score_scale == pytest.approx(units.coef_[0, 0] * 10, rel=1e-3)
+    assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
+    of_lists = trainers[0].call_model_init(optuna.trial.FixedTrial({"task_loss": "softmax_loss"})).config
+    # The softmax over a list ignores what all scores share, so it fits the scale to other comparisons.
+    assert of_lists.task_loss == "softmax_loss"
+    assert abs(of_lists.initial_score_scale - config.initial_score_scale) > 0.01
 
 
 def test_calibration_fits_one_number_per_position():

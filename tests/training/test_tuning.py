@@ -15,7 +15,7 @@ from tiny_world import SCHEMA, tiny_model
 from hf_rerank import ListProcessor, PRMConfig, Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.cli import main
 from hf_rerank.errors import InputError
-from hf_rerank.principled import PRESETS
+from hf_rerank.principled import DEFAULT_PRESET, PRESETS
 from hf_rerank.training.search_spaces import read_spaces, suggest
 
 optuna = pytest.importorskip("optuna")
@@ -25,7 +25,7 @@ optuna = pytest.importorskip("optuna")
 def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path: Path) -> Any:
     """A trainer whose models are created by ``model_init``."""
 
-    def made(folder: str = "run", init: Any = None, **options: Any) -> RerankTrainer:
+    def made(folder: str = "run", init: Any = None, objective: Any = None, **options: Any) -> RerankTrainer:
         plain = {"num_train_epochs": 2, "per_device_train_batch_size": 64, "principled": "none", "disable_tqdm": True}
         args = RerankTrainingArguments(str(tmp_path / folder), use_cpu=True, **{**plain, **options})
         return RerankTrainer(
@@ -33,6 +33,7 @@ def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path:
             train_dataset=lists["train"],
             eval_dataset=lists["validation"],
             processing_class=processor,
+            objective=objective,
             model_init=init or (lambda: tiny_model("prm", processor.schema, num_attention_heads=1)),
         )
 
@@ -123,6 +124,28 @@ def test_pruned_and_failed_trials_are_reported(make: Any, capsys: Any, tmp_path:
     assert "[1/3] ndcg@10 0." in lines[0]
     assert "[2/3] pruned" in lines[1]
     assert "[3/3] failed: obedience_k is -1" in lines[2]
+
+
+def test_the_default_space_keeps_the_numbers_of_the_user(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = []
+
+    def keep(optuna: Any, study: Any, trainer: Any, space: Any, *_: Any) -> None:
+        spaces.append(space)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_rerank.training.tuning._run_trial", keep)
+    numbers = {"fraction": 0.25, "warmup": 0.5, "adversarial_weight": 0}
+    for options in (
+        {"principled": "scaled", "principled_kwargs": numbers},
+        {"principled": DEFAULT_PRESET, "objective": PRESETS["scaled"]},
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            make(folder=f"run{len(spaces)}", **options).hyperparameter_search()
+    chosen = {"learning_rate": 1e-3, "convergence_weight": 3.0}
+    trial = optuna.trial.FixedTrial(chosen)
+    assert spaces[0](trial) == {"learning_rate": 1e-3, "principled_kwargs": {**numbers, "convergence_weight": 3.0}}
+    # The weights of an objective that was given are no options.
+    assert spaces[1](trial) == {"learning_rate": 1e-3}
 
 
 def test_unsupported_upstream_search_options_are_rejected(make: Any) -> None:
