@@ -123,9 +123,9 @@ def recommend(evidence: Evidence) -> Recommendation:
     """Decides what to use.
 
     The best arm on validation must beat every simpler alternative on the test lists; otherwise the simplest one that
-    it does not beat is recommended. The recommended model leaves the order out only if no gain of ``MARGIN`` is
-    plausible, with the principles or without. An arm of the best model other than the best arm is recommended only if
-    it beats every simpler alternative itself.
+    it does not beat is recommended. Where the order is not shown to gain, with the principles or without, it is left
+    out if validation chose the arm without it, or if no gain of ``MARGIN`` is plausible. Another arm of the best model
+    is recommended only if it beats every simpler alternative itself.
     """
     reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
@@ -186,8 +186,9 @@ def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
             return PRINCIPLED, [
                 f"{reason}; with the principles it {_gain_in_words(against)} over the model without order: {against}."
             ]
-        if order.mean <= 0 or order.high < MARGIN:
-            bound = f", and any gain is below {MARGIN:.0%}" if order.mean > 0 else ""
+        chosen = evidence.best_arm == f"{model} {WITHOUT}"
+        if chosen or order.mean <= 0 or order.high < MARGIN:
+            bound = f", and any gain is below {MARGIN:.0%}" if order.mean > 0 and order.high < MARGIN else ""
             return WITHOUT, [f"{reason}{bound}; without it, {model} satisfies both principles exactly, in one pass."]
         reasons = [f"{reason}, but a gain of {MARGIN:.0%} or more is possible: its value is open, so it is kept."]
     else:

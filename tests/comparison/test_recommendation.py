@@ -52,6 +52,10 @@ CASES = {
         {"order": {"prm": WIDE}, "principled_over_without": {"prm": OPEN}},
         "prm with principles",
     ),
+    "the value of the order is open, and validation chose the model without it": (
+        {"order": {"prm": WIDE}, "principled_over_without": {"prm": OPEN}, "best_arm": "prm without order"},
+        "prm without order",
+    ),
     "a gain of 1 % is possible": (
         {"order": {"prm": replace(NONE, high=0.0101)}, "principled_over_without": {"prm": OPEN}},
         "prm with principles",
