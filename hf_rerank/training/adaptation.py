@@ -85,8 +85,9 @@ def adapt(
 
     With other columns (one missing, new, or of another kind) the weights that read them lose their meaning. With
     ``reinitialize`` those are re-initialized (set torch's seed before), as are the tables of new columns; scales and
-    vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then useless until
-    the model is trained.
+    vocabularies of new columns are learned from ``lists``; all other weights are kept. ``item_unknown_rates`` or
+    ``user_unknown_rates`` are emptied if their columns change, and the trainer fills them in again. Scores are then
+    useless until the model is trained.
 
     Args:
         reranker: The trained model and its processor.
@@ -239,6 +240,9 @@ def _adapt_model(
         setattr(config, name, getattr(sizes, name))
     for name in _LENGTHS:
         setattr(config, name, max(getattr(config, name), getattr(sizes, name)))
+    for part, name in (("items", "item_unknown_rates"), ("user", "user_unknown_rates")):
+        if part in changed:
+            setattr(config, name, [])
     numbers = config.initial_score_positions
     config.initial_score_positions = numbers + numbers[-1:] * (config.max_list_length - len(numbers))
     config.validate()

@@ -263,6 +263,22 @@ class TestChangedColumns:
         if changed == "history" and name not in ("pear", "raise"):  # the only models that read it
             assert torch.equal(found[1], scores(reranker, first))
 
+    def test_unknown_rates_of_changed_columns_are_emptied(self, tmp_path: Path) -> None:
+        """The old rates belong to the old columns, whose number may differ; those of unchanged columns are kept."""
+        reranker = make_reranker("prm")
+        reranker.model.config.item_unknown_rates = [0.5, 0.25]
+        reranker.model.config.user_unknown_rates = [0.125]
+        other = SCHEMA.replace(items=[SCHEMA.items[0], *SCHEMA.items[2:]])
+        tuned, _ = adapt(reranker, Dataset.from_list(LATER), other, reinitialize=True)
+        assert tuned.model.config.item_unknown_rates == []
+        assert tuned.model.config.user_unknown_rates == [0.125]
+        tuned.save_pretrained(tmp_path)
+        other = SCHEMA.replace(user=[*SCHEMA.user, Dense("age")])
+        aged = Dataset.from_list([{**row, "age": age} for row, age in zip(LATER, (3.0, 4.0), strict=True)])
+        tuned, _ = adapt(reranker, aged, other, reinitialize=True)
+        assert tuned.model.config.item_unknown_rates == [0.5, 0.25]
+        assert tuned.model.config.user_unknown_rates == []
+
     def test_history_weights_are_reinitialized_if_their_shared_table_changes(self) -> None:
         """The table of item_id is replaced, so weights that read the history through it are re-initialized."""
         other = SCHEMA.replace(items=[Categorical("item_id", hash_size=9), *SCHEMA.items[1:]])
