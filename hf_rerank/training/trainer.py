@@ -269,6 +269,7 @@ class RerankTrainer(EvaluatingTrainer):
         if checkpoint is None:
             return
         lists_per_pass = refuse_another_run(checkpoint, self._describe_run(), stream=stream is not None)
+        self.results["model"].update(self.resumed_rates)
         if stream is not None and not self.args.ignore_data_skip:
             stream.skip_to(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, lists_per_pass)
         saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
