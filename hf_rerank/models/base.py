@@ -25,7 +25,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES, check_position_tower_loss, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrate_scores, resize_to_schema
-from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
+from hf_rerank.models.layers import Context, SharedDropout, count_positions, draw_dropout, position_vectors
 from hf_rerank.models.position_tower import PositionTower
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
@@ -263,8 +263,8 @@ class PreTrainedReranker(PreTrainedModel):
             history_dense: float [B, H, Hd].
             history_mask: bool [B, H], True at real items. None: all are real.
             mask: bool [B, L], True at real items. None: all are real.
-            position_ids: int64 [B, L], the position of each slot's item in the given order, from 0. None: the order of
-                the slots.
+            position_ids: int64 [B, L], the position of each slot's item in the given order, from 0; those of padding
+                follow. None: the order of the slots; padding, wherever it is, does not count.
             initial_scores: float [B, L], the earlier ranker's scores; read by models whose config says so.
             labels: float [B, L], at least 0; values at padding are not read. None: no loss is computed.
             weights: float [B, L], at least 0, the weight of each item's term of the loss. None: 1.
@@ -287,7 +287,7 @@ class PreTrainedReranker(PreTrainedModel):
         if mask is None:
             mask = torch.ones(item_categorical.shape[:2], dtype=torch.bool, device=item_categorical.device)
         if position_ids is None:
-            position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+            position_ids = count_positions(mask)
         longest = self.config.max_list_length
         # An exported graph takes any length, so it leaves out this check.
         reads_positions = self.config.position_input != "none" or (
@@ -372,7 +372,7 @@ class PreTrainedReranker(PreTrainedModel):
         assert output.logits is not None
         check_position_tower_loss(self.config.task_loss_name)
         if self.config.position_tower == "rows":
-            position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+            position_ids = count_positions(mask)
         multiply = self.config.task_loss_name == "binary_log_loss"
         return replace(output, logits=self.position_tower(output.logits, position_ids, mask, multiply=multiply))
 

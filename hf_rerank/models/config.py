@@ -57,7 +57,8 @@ class RerankerConfig(PreTrainedConfig):
         unknown_rate: Fraction of ids that training replaces by the unknown value, so that its row is trained, in
             [0, 1). None: for each item and user feature, the share of its values that are unknown in the lists that
             the trainer evaluates on, at least 0.01, so that training sees as many as new lists contain.
-        item_unknown_rates: These fractions for the categorical item features, in [0, 1]; filled in by the trainer.
+        item_unknown_rates: These fractions for the categorical item features, in [0, 1]; filled in by the trainer. A
+            run that resumes keeps those of its checkpoint.
         user_unknown_rates: The same for the categorical user features.
         relative_features: Whether each numeric feature is also given relative to the list: its rank, and its
             differences from the list's mean and largest value, over the real items. They depend on the items and not

@@ -3,14 +3,13 @@
 from dataclasses import field
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import ItemEmbedding
-from hf_rerank.models.layers import MLP, Context, check_sizes, position_vectors
+from hf_rerank.models.layers import MLP, Context, check_sizes, count_positions, position_vectors
 from hf_rerank.schema import ListBatch
 
 
@@ -76,9 +75,7 @@ class DNNForReranking(PreTrainedReranker):
             features: Inputs of ``forward``, including ``mask``.
         """
         batch = ListBatch(**features)
-        positions = batch.position_ids
-        if positions is None:
-            positions = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
+        positions = count_positions(batch.mask) if batch.position_ids is None else batch.position_ids
         return self._encode_items(self.embed(batch), positions)
 
     def _encode_items(self, context: Context, position_ids: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class ItemEmbedding(FeatureTables):
     Each categorical feature has its own table, ``embedding_dim`` wide; dense features and vectors are appended as they
     are: ``[item tables ; relative features ; initial score ; item dense ; item vectors ; user tables ; user dense]``,
     [B, L, width], the second and third if the config asks for them. The item's part comes first and is ``item_width``
-    wide, the user's ``user_width``.
+    wide, the user's ``user_width``. The user's part is the same beside each item, so that a model that reads the user
+    elsewhere too takes it from there: in training, values that are replaced by the unknown one are drawn once.
     """
 
     def __init__(self, config: RerankerConfig) -> None:
@@ -75,10 +76,6 @@ class ItemEmbedding(FeatureTables):
         ):
             for number, rows in enumerate(sizes):
                 tables[number] = resize_table(tables[number], rows)
-
-    def embed_user(self, batch: ListBatch) -> Tensor:
-        """Embeds the user's features alone, [B, user_width]; only for a config with user features."""
-        return _concatenate(self._user_parts(batch), self.user_width, "a user's", "a user input")
 
     def _user_parts(self, batch: ListBatch) -> list[Tensor]:
         found = batch.user_categorical

@@ -51,6 +51,19 @@ def draw_dropout(mask: Tensor, *modules: nn.Module) -> Context:
     return {dropout.key: dropout.draw(mask) for dropout in found if dropout.training and dropout.rate}
 
 
+def count_positions(mask: Tensor) -> Tensor:
+    """The positions of items that are given in the order of their slots, wherever padding is.
+
+    Args:
+        mask: bool [B, L], True at real items.
+
+    Returns:
+        int64 [B, L]: 0 to n - 1 at the n real items, the remaining positions at padding, each in slot order.
+    """
+    after_the_items = mask.sum(-1, keepdim=True) + (~mask).cumsum(-1)
+    return torch.where(mask, mask.cumsum(-1), after_the_items) - 1
+
+
 def position_vectors(position_ids: Tensor, table: Tensor) -> Tensor:
     """The embeddings of the positions at which items are given.
 

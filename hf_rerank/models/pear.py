@@ -128,8 +128,8 @@ class PEARForReranking(PreTrainedReranker):
             return context
         history = self.history_embedding(batch, self.item_embedding)
         if self.item_embedding.user_width:
-            user = self.item_embedding.embed_user(batch)
-            history = torch.cat([history, user.unsqueeze(1).expand(-1, history.shape[1], -1)], dim=-1)
+            user = items[:, :1, self.item_embedding.item_width :]
+            history = torch.cat([history, user.expand(-1, history.shape[1], -1)], dim=-1)
         history_mask = batch.history_mask
         if history_mask is None:
             history_mask = torch.ones(history.shape[:2], dtype=torch.bool, device=history.device)

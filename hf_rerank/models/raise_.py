@@ -105,8 +105,8 @@ class RAISEForReranking(PreTrainedReranker):
 
     def embed(self, batch: ListBatch) -> Context:
         items = self.item_embedding(batch)
+        user = items[:, 0, self.item_embedding.item_width :] if self.item_embedding.user_width else None
         items = self.projection(items)
-        user = self.item_embedding.embed_user(batch) if self.item_embedding.user_width else None
         history = None
         if self.intention.history_embedding is not None:
             history = self.intention.history_embedding(batch, self.item_embedding)

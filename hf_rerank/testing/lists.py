@@ -81,12 +81,18 @@ def position_input(candidate: Candidate) -> None:
 
 
 def slots_are_the_order_where_none_is_given(candidate: Candidate) -> None:
-    """Without positions and mask, the order is that of the slots, and all slots are real."""
+    """Without positions the order is that of the real items' slots; without a mask all slots are real."""
     model, lists = candidate.model(), candidate.lists((6, 6))
     shown = {**lists, "position_ids": torch.arange(6).repeat(2, 1)}
     expected = model(**shown).logits
     del shown["position_ids"], shown["mask"]
     assert torch.equal(model(**shown).logits, expected)
+    # Two items and four: padding before them, and between them.
+    lists = {**candidate.lists((2, 4)), "position_ids": torch.arange(6).repeat(2, 1)}
+    slots, rows = torch.tensor([[2, 3, 4, 5, 0, 1], [4, 0, 1, 5, 2, 3]]), torch.arange(2)[:, None]
+    moved = {column: values[rows, slots] if column in OF_SLOTS else values for column, values in lists.items()}
+    del moved["position_ids"]
+    torch.testing.assert_close(model(**moved).logits, model(**lists).logits[rows, slots], **tolerances())
 
 
 def rank(candidate: Candidate) -> None:

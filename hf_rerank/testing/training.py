@@ -45,6 +45,23 @@ def ids_are_dropped_in_training_only(candidate: Candidate) -> None:
     assert any(row.any() for row in rows), "the row of the unknown value is not trained"
 
 
+def a_replaced_user_value_is_unknown_in_all_parts(candidate: Candidate) -> None:
+    """Where training replaces a user's value by the unknown one, every part of the model reads the unknown one."""
+    tables = len(candidate.config.user_vocab_sizes)
+    if not tables:
+        return
+    model = candidate.model(user_unknown_rates=[0.5] + [0.0] * (tables - 1))
+    # The same list 32 times: each copy has the scores of the known value or those of the unknown one, row 1.
+    lists = {column: values.repeat(32, *[1] * (values.dim() - 1)) for column, values in candidate.lists((6,)).items()}
+    users = lists["user_categorical"]
+    unknown = torch.cat([torch.ones_like(users[:, :1]), users[:, 1:]], dim=1)
+    expected = [model(**{**lists, "user_categorical": given}).logits[0] for given in (users, unknown)]
+    torch.manual_seed(0)
+    found = model.train()(**lists).logits
+    nearest = torch.stack([(found - scores).abs().amax(1) for scores in expected]).amin(0)
+    assert_near(nearest.max().item(), 0.0, about="difference from both")
+
+
 def accumulated_equals_whole(candidate: Candidate) -> None:
     """Gradients summed over two or four parts equal those of the batch, with every preset in float64."""
     lists = candidate.lists((6, 4, 2, 5, 6, 1, 3, 4))

@@ -79,13 +79,15 @@ def adapt(
 
     Shared columns keep their vocabulary, scale and table rows; values that the vocabulary lacks get new rows after
     these, each a copy of the unknown value's row, which scored the value until now. If lists may be longer than the
-    model's, position tables get rows too, each a copy of the last position's; ``max_list_length`` and
-    ``max_history_length`` never shrink. As long as the columns are the same, no list's scores change.
+    model's, position tables get rows too, each a copy of the last position's, and so does ``initial_score_positions``
+    of the config; ``max_list_length`` and ``max_history_length`` never shrink. As long as the columns are the same, no
+    list's scores change.
 
     With other columns (one missing, new, or of another kind) the weights that read them lose their meaning. With
     ``reinitialize`` those are re-initialized (set torch's seed before), as are the tables of new columns; scales and
-    vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then useless until
-    the model is trained.
+    vocabularies of new columns are learned from ``lists``; all other weights are kept. ``item_unknown_rates`` or
+    ``user_unknown_rates`` are emptied if their columns change, and the trainer fills them in again. Scores are then
+    useless until the model is trained.
 
     Args:
         reranker: The trained model and its processor.
@@ -238,6 +240,12 @@ def _adapt_model(
         setattr(config, name, getattr(sizes, name))
     for name in _LENGTHS:
         setattr(config, name, max(getattr(config, name), getattr(sizes, name)))
+    for part, name in (("items", "item_unknown_rates"), ("user", "user_unknown_rates")):
+        if part in changed:
+            setattr(config, name, [])
+    numbers = config.initial_score_positions
+    config.initial_score_positions = numbers + numbers[-1:] * (config.max_list_length - len(numbers))
+    config.validate()
     adapted: Any = type(model)(config)
     adapted.to(device=model.device, dtype=model.dtype)
     old = model.state_dict()

@@ -31,6 +31,9 @@ from hf_rerank.training.checkpoints import (
 )
 from hf_rerank.training.supported_options import SETUP_ERRORS, describe_setup_failure, find_untested_options
 
+# Filled in from the evaluation lists, which may differ when a run resumes.
+_RATES = ("item_unknown_rates", "user_unknown_rates")
+
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by Ctrl-C or SIGTERM, after the current step and a checkpoint of it.
@@ -54,6 +57,7 @@ class CheckpointingTrainer(Trainer):
     def __init__(self, *, callbacks: list[Any] | None = None, **options: Any) -> None:
         self.flow = CheckpointFlow()
         self.resumed_step = 0
+        self.resumed_rates: dict[str, list[float]] = {}
         self.checkpoints_kept: int | None = None
         # Last, after all callbacks that may request a checkpoint.
         super().__init__(callbacks=[*(callbacks or []), self.flow], **options)
@@ -84,6 +88,7 @@ class CheckpointingTrainer(Trainer):
                 clean_up(run)
             checkpoint = self._find_checkpoint(resume_from_checkpoint)
             self.flow.signal, self.flow.best, self.flow.begun, self.resumed_step = None, None, False, 0
+            self.resumed_rates = {}
             if checkpoint is not None:
                 self._verify(checkpoint)
             self.prepare_state(checkpoint)
@@ -125,7 +130,12 @@ class CheckpointingTrainer(Trainer):
         """
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        """As upstream, but resuming from the last step trains no further; upstream would train one more step."""
+        """As upstream, but resuming from the last step trains no further; upstream would train one more step.
+
+        The model, which ``model_init`` may have just created, gets the checkpoint's rates of unknown values.
+        """
+        for name, rates in self.resumed_rates.items():
+            setattr(self.model.config, name, rates)  # type: ignore[union-attr]
         passes, steps_a_pass, *others, max_steps = super().set_initial_training_values(args, dataloader)
         if self.resumed_step >= max_steps:
             passes = min(passes, self.resumed_step // steps_a_pass)
@@ -181,7 +191,9 @@ class CheckpointingTrainer(Trainer):
         saved = kind.from_pretrained(folder)
         for name in kind.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys():
             ours, theirs = getattr(self.model.config, name), getattr(saved, name)
-            if ours != theirs:
+            if name in _RATES and saved.unknown_rate is None:
+                self.resumed_rates[name] = theirs
+            elif ours != theirs:
                 raise InputError(
                     f"{folder} was trained with {name}={theirs!r}, this model has {ours!r}: give the model the same "
                     "options, or start afresh from the checkpoint's weights with from_pretrained"

@@ -6,6 +6,7 @@ It overrides the loss, the log, saving and pushing, through public methods only.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Callable
@@ -50,14 +51,15 @@ class RerankTrainer(EvaluatingTrainer):
 
     Args:
         model: A re-ranker of this library. None: ``model_init`` creates it.
-        args: Options.
+        args: Options; they stay as they are, for further trainers. ``trainer.args`` is a copy of them, filled in for
+            these lists.
         train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set). A
             stream is read pass after pass, shuffled (see ``EncodedStream``). Actions of strategy ``epoch`` happen at
             the end of a pass; the ``epoch`` of the log is the fraction of ``max_steps``.
         eval_dataset: Raw lists to choose the best checkpoint on, or several by name: the validation split, never the
             test split. None: nothing is evaluated during training, no checkpoint is chosen as the best, and the model
             is that of the last step (``eval_strategy``, ``load_best_model_at_end`` and ``metric_for_best_model`` of
-            ``args`` are changed accordingly).
+            ``trainer.args`` are changed accordingly).
         processing_class: The processor whose schema the model was configured for.
         objective: Objective to train on instead of a preset; ``args.principled`` must then be left at its default.
         model_init: ``model_init()`` or ``model_init(trial)`` creates a new model, instead of ``model``: at the start
@@ -107,6 +109,8 @@ class RerankTrainer(EvaluatingTrainer):
             raise InputError("expected one of model and model_init: a model, or a function that makes one")
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
+        # Shallow: deepspeed's config, to which transformers keeps a global reference, stays the same object.
+        args = copy.copy(args)
         if eval_dataset is None:
             evaluate_nothing(args)
         fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
@@ -266,6 +270,7 @@ class RerankTrainer(EvaluatingTrainer):
         if checkpoint is None:
             return
         lists_per_pass = refuse_another_run(checkpoint, self._describe_run(), stream=stream is not None)
+        self.results["model"].update(self.resumed_rates)
         if stream is not None and not self.args.ignore_data_skip:
             stream.skip_to(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, lists_per_pass)
         saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))

@@ -53,6 +53,16 @@ def test_other_items_do_not_change_a_score(tiny):
     assert torch.equal(model(**alone).logits[:, 2], expected)
 
 
+def test_padding_has_the_positions_after_the_items(tiny):
+    """Scores and vectors without ``position_ids``: items count from 0 in slot order, then the slots of padding."""
+    model, lists = tiny.model("dnn"), tiny.lists((6, 6))
+    given = {name: values for name, values in lists.items() if name not in ("labels", "position_ids")}
+    given["mask"] = torch.tensor([[0, 0, 0, 0, 1, 1], [1, 0, 1, 1, 1, 0]]).bool()
+    positions = torch.tensor([[2, 3, 4, 5, 0, 1], [0, 4, 1, 2, 3, 5]])
+    assert torch.equal(model(**given).logits, model(**given, position_ids=positions).logits)
+    assert torch.equal(model.encode_items(**given), model.encode_items(**given, position_ids=positions))
+
+
 def test_own_loss_is_the_binary_log_loss(tiny):
     lists = tiny.lists()
     own, binary = (tiny.model("dnn", task_loss=loss)(**lists).loss for loss in ("own", "binary_log_loss"))

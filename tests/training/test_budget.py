@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.training import RerankTrainingArguments
+from hf_rerank.training import RerankTrainer, RerankTrainingArguments
 from hf_rerank.training.budget import fill_in_budget
 
 
@@ -61,3 +61,15 @@ def test_streams_get_the_largest_batch_size(tmp_path):
     args = RerankTrainingArguments(str(tmp_path), max_steps=500)
     fill_in_budget(args, None)
     assert args.per_device_train_batch_size == 256
+
+
+def test_the_same_arguments_serve_several_trainers(tmp_path, lists, processor, make_model):
+    """3 steps per epoch of 48 lists: 40 epochs, the most; 15 of 240 lists: 27 make more than 400 steps."""
+    args = RerankTrainingArguments(str(tmp_path), use_cpu=True)
+    given = args.to_dict()
+    few = lists["train"].select(range(48))
+    first = RerankTrainer(make_model(), args, few, processing_class=processor)
+    second = RerankTrainer(make_model(), args, lists["train"], lists["validation"], processor)
+    assert (first.args.num_train_epochs, second.args.num_train_epochs) == (40, 27)
+    assert (first.args.load_best_model_at_end, second.args.load_best_model_at_end) == (False, True)
+    assert args.to_dict() == given

@@ -171,6 +171,24 @@ class TestSameColumns:
         rows = LATER + LONG
         assert torch.equal(scores(Reranker.from_pretrained(tmp_path), rows), scores(tuned, rows))
 
+    def test_new_positions_add_as_much_to_the_starting_score_as_the_last_one(self, tmp_path: Path) -> None:
+        """Two new positions: 0.25, the number of the third. A shorter length keeps all numbers."""
+        schema = SCHEMA.replace(initial_score="score")
+        first, long = ([{**row, "score": [0.0] * len(row["item_id"])} for row in rows] for rows in (FIRST, LONG))
+        processor = ListProcessor.from_lists(Dataset.from_list(first), schema=schema)
+        config_class, model_class = RERANKERS["prm"]
+        config = config_class.for_schema(
+            processor.schema, initial_score="start", initial_score_positions=[1.0, 0.5, 0.25], **TINY["prm"]
+        )
+        reranker = Reranker(processor, model_class(config))
+        for length, numbers in ((5, [1.0, 0.5, 0.25, 0.25, 0.25]), (2, [1.0, 0.5, 0.25])):
+            tuned, _ = adapt(reranker, Dataset.from_list(first[:1]), schema.replace(max_list_length=length))
+            assert tuned.model.config.initial_score_positions == numbers
+            tuned.save_pretrained(tmp_path / str(length))
+        # All initial scores are 0, and an untrained model adds nothing to the starting score.
+        loaded = Reranker.from_pretrained(tmp_path / "5")
+        assert scores(loaded, long).tolist() == [[1.0, 0.5, 0.25, 0.25]]
+
     def test_column_order_and_a_shorter_length_change_nothing(self) -> None:
         reranker = make_reranker("prm")
         other = SCHEMA.replace(items=SCHEMA.items[::-1], max_list_length=2)
@@ -244,6 +262,22 @@ class TestChangedColumns:
         assert torch.equal(*found)
         if changed == "history" and name not in ("pear", "raise"):  # the only models that read it
             assert torch.equal(found[1], scores(reranker, first))
+
+    def test_unknown_rates_of_changed_columns_are_emptied(self, tmp_path: Path) -> None:
+        """The old rates belong to the old columns, whose number may differ; those of unchanged columns are kept."""
+        reranker = make_reranker("prm")
+        reranker.model.config.item_unknown_rates = [0.5, 0.25]
+        reranker.model.config.user_unknown_rates = [0.125]
+        other = SCHEMA.replace(items=[SCHEMA.items[0], *SCHEMA.items[2:]])
+        tuned, _ = adapt(reranker, Dataset.from_list(LATER), other, reinitialize=True)
+        assert tuned.model.config.item_unknown_rates == []
+        assert tuned.model.config.user_unknown_rates == [0.125]
+        tuned.save_pretrained(tmp_path)
+        other = SCHEMA.replace(user=[*SCHEMA.user, Dense("age")])
+        aged = Dataset.from_list([{**row, "age": age} for row, age in zip(LATER, (3.0, 4.0), strict=True)])
+        tuned, _ = adapt(reranker, aged, other, reinitialize=True)
+        assert tuned.model.config.item_unknown_rates == [0.5, 0.25]
+        assert tuned.model.config.user_unknown_rates == []
 
     def test_history_weights_are_reinitialized_if_their_shared_table_changes(self) -> None:
         """The table of item_id is replaced, so weights that read the history through it are re-initialized."""

@@ -186,6 +186,22 @@ def test_different_training_lists_are_rejected(
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_other_evaluation_lists_keep_the_rates_of_unknown_values(
+    make_trainer: Make, make_model: Any, checkpoint: Path, lists: dict[str, Any]
+) -> None:
+    """All ids of the first run's evaluation lists were known: the lowest rate. Here all are unknown: a rate of 1."""
+    new = lists["validation"].map(lambda row: {"item_id": [item + 1_000 for item in row["item_id"]]})
+    for model_init in (None, lambda: make_model()):
+        trainer = make_trainer(folder="other", eval_dataset=new, **BEGUN)
+        assert trainer.model.config.item_unknown_rates == [1.0]
+        trainer.model_init = model_init
+        with pytest.warns(UserWarning, match="had other lists in validation"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert trainer.state.global_step == 3
+        assert trainer.model.config.item_unknown_rates == [0.01]
+        assert trainer.results["model"]["item_unknown_rates"] == [0.01]
+
+
 @pytest.mark.slow
 def test_different_streams_are_rejected(make_trainer: Make, lists: dict[str, Any]) -> None:
     def stream(shards: int = 2, *, seed: int | None = None) -> Any:
