@@ -101,6 +101,7 @@ ARMS: dict[str, Arm] = {
     "none_defaults": Arm(config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
     "augmented_defaults": Arm("augmented", config=DEFAULTS | DROPOUT, arguments=DEFAULT_BUDGET),
     "none_defaults_without_dropout": Arm(config=DEFAULTS, arguments=DEFAULT_BUDGET),
+    "augmented_defaults_without_dropout": Arm("augmented", config=DEFAULTS, arguments=DEFAULT_BUDGET),
     # Weights, as factors on both of the preset.
     **{f"{preset}_x{factor:g}": _times(preset, factor) for preset, factors in FACTORS.items() for factor in factors},
     # Weights that change in training.
