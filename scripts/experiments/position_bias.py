@@ -5,16 +5,16 @@
 
 Clicks are logged in a display order. In the world ``weak`` it is nearly random (``display_noise`` 8, the default of
 the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): items near the top are also better. In both,
-readers follow the position-based model, which the corrections assume. ``browsing`` and ``cascade`` have the display
-order of ``strong``, and readers who follow a user browsing model (a click makes them read on) or a cascade model (they
-leave at the first click): whether a position is examined then depends on the clicks above it.
+readers follow the position-based model, which the corrections assume. ``browsing`` has the display order of
+``strong``, and readers who follow a user browsing model: a click makes them read on, so whether a position is examined
+depends on the clicks above it.
 
 PRM is trained on the clicks on three inputs: the display order, no order, and the order of a LambdaMART trained on
-earlier clicks; in ``browsing`` and ``cascade`` on the display order alone. Arms:
+earlier clicks; in ``browsing`` on the display order alone. Arms:
 
 - ``none``: the uncorrected clicks.
-- ``true``: corrected by the true examination probabilities of each position; in ``browsing`` and ``cascade`` by their
-  means over the lists.
+- ``true``: corrected by the true examination probabilities of each position; in ``browsing`` by their means over the
+  lists.
 - ``em``, ``regression-em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the
   same lists.
 - ``tower``: the uncorrected clicks, with a position tower that is trained with the model.
@@ -49,7 +49,6 @@ WORLDS: dict[str, dict[str, Any]] = {
     "weak": {"display_noise": 8.0},
     "strong": {"display_noise": 1.0},
     "browsing": {"display_noise": 1.0, "click_model": "user_browsing"},
-    "cascade": {"display_noise": 1.0, "click_model": "cascade"},
 }
 # What the model reads -> its options, and where a position tower finds the display order.
 INPUTS = {
@@ -145,15 +144,12 @@ def true_curve(world: str, clicks: np.ndarray) -> np.ndarray:
     Returns:
         [items].
     """
-    model = WORLDS[world].get("click_model", "position")
-    if model == "position":
+    if "click_model" not in WORLDS[world]:
         return EXAMINATION
     examined = np.empty(clicks.shape)
     since = np.zeros(len(clicks), np.int64)  # positions since the last click, or since the top
-    left = np.zeros(len(clicks), bool)
     for position, click in enumerate(clicks.T > 0):
-        examined[:, position] = ~left if model == "cascade" else EXAMINATION[since]
-        left |= click
+        examined[:, position] = EXAMINATION[since]
         since = np.where(click, 0, since + 1)
     return examined.mean(axis=0)
 
