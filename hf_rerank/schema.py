@@ -227,8 +227,9 @@ class ListSchema:
         user: Features of the list (the user, the request): columns of single values; no vectors.
         history: Features of the user's earlier behaviour, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
-        position: Item column with the position of each item in the initial order, 0 at the top. None: the items of a
-            row are in the initial order. ``"none"``: there is no initial order; models then read no positions.
+        position: Item column with the position of each item in the initial order, 0 at the top; or 1 at the top of
+            every list. None: the items of a row are in the initial order. ``"none"``: there is no initial order;
+            models then read no positions.
         initial_score: Item column with the score that the earlier ranker gave each item, any finite number, larger is
             better; a model reads it only if its config says so. None: unknown.
         weight: Item column of sample weights, at least 0, which multiply the terms of every task loss. None: all 1.

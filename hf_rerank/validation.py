@@ -393,25 +393,33 @@ class _ColumnReader:
         if not pa.types.is_integer(flat.type):
             raise InputError(f"position column {name!r} holds {flat.type}: expected integers from 0; convert it")
         positions = flat.to_numpy(zero_copy_only=False).astype(np.int64)
-        inside = (positions >= 0) & (positions < np.repeat(lengths, lengths))
-        taken = np.bincount((starts + positions)[inside], minlength=len(positions))
-        wrong = ~inside
-        wrong[inside] |= taken[(starts + positions)[inside]] != 1
+        wrong = _find_wrong_positions(positions, starts, lengths)
         if wrong.any():
+            if not _find_wrong_positions(positions - 1, starts, lengths).any():
+                return positions - 1
             index = int(np.argmax(wrong))
             row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
             start = int(np.cumsum(lengths)[row] - lengths[row])
             of_list = positions[start : start + lengths[row]]
             remedy = (
-                "they start at 1: subtract 1"
+                "they start at 1, and those of other lists do not: number all lists from 0, or all from 1"
                 if sorted(of_list) == list(range(1, len(of_list) + 1))
-                else "expected each of 0 to length - 1 once"
+                else "expected each of 0 to length - 1 once, or in all lists each of 1 to length"
             )
             raise InputError(
                 f"position column {name!r} of {self.locate_list(row)} is not a permutation of 0..{lengths[row] - 1} "
                 f"({', '.join(map(str, of_list[:6]))}{', ...' if len(of_list) > 6 else ''}): {remedy}"
             )
         return positions
+
+
+def _find_wrong_positions(positions: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Finds positions that are not 0 to length - 1, each once, bool [N]; ``starts``: the first item of its list."""
+    inside = (positions >= 0) & (positions < np.repeat(lengths, lengths))
+    taken = np.bincount((starts + positions)[inside], minlength=len(positions))
+    wrong = ~inside
+    wrong[inside] |= taken[(starts + positions)[inside]] != 1
+    return wrong
 
 
 def columns_of(schema: ListSchema) -> list[str]:

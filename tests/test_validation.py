@@ -104,10 +104,18 @@ WRONG_LISTS = {
         {"truth": [0.5, -0.1]},
         [f"{HERE}, item 1", "attraction", "'truth' holds -0.1", "at least 0"],
     ),
-    "positions from 1": ({"place": [2, 1]}, [HERE, "'place'", "0..1", "start at 1: subtract 1"]),
-    "duplicate position": ({"place": [0, 0]}, [HERE, "'place'", "0..1 (0, 0)", "each of 0 to length - 1 once"]),
-    "position out of range": ({"place": [0, 7]}, [HERE, "'place'", "0..1 (0, 7)", "each of 0 to length - 1 once"]),
-    "negative position": ({"place": [0, -1]}, [HERE, "'place'", "0..1 (0, -1)", "each of 0 to length - 1 once"]),
+    "duplicate position": (
+        {"place": [0, 0]},
+        [HERE, "'place'", "0..1 (0, 0)", "each of 0 to length - 1 once"],
+    ),
+    "position out of range": (
+        {"place": [0, 7]},
+        [HERE, "'place'", "0..1 (0, 7)", "each of 0 to length - 1 once"],
+    ),
+    "negative position": (
+        {"place": [0, -1]},
+        [HERE, "'place'", "0..1 (0, -1)", "each of 0 to length - 1 once"],
+    ),
     "null position": ({"place": [0, None]}, [f"{HERE}, item 1", "'place' is null", "expected an integer"]),
 }
 # Changes to a whole column.
@@ -316,6 +324,19 @@ def test_a_single_wrong_list_gives_the_same_error_as_among_others(changes: dict)
             Lists.from_rows(rows, SCHEMA, with_labels=True, first=10)
         messages.append(str(error.value))
     assert messages[0] == messages[1]
+
+
+def test_positions_may_start_at_1_in_all_lists() -> None:
+    from_0, from_1 = ([make_row("a", place=[s + 1, s]), make_row("b", place=[s, s + 1])] for s in (0, 1))
+    assert Lists.from_rows(from_1, SCHEMA).positions.tolist() == [1, 0, 0, 1]
+    assert Lists.from_rows(from_0, SCHEMA).positions.tolist() == [1, 0, 0, 1]
+    remedy = r"list 1 \(id b\).*0..1 \(1, 2\): they start at 1, and those of other lists do not: number all lists"
+    with pytest.raises(InputError, match=remedy):
+        Lists.from_rows([from_0[0], from_1[1]], SCHEMA)
+    with pytest.raises(
+        InputError, match=r"0..1 \(1, 3\): expected each of 0 to length - 1 once, or in all lists each"
+    ):
+        Lists.from_rows([make_row("a", place=[1, 3])], SCHEMA)
 
 
 def test_lists_after_select_shuffle_and_streaming() -> None:

@@ -356,7 +356,7 @@ def test_a_missing_folder_is_reported_without_network_access(tmp_path: Path) -> 
         ([ROWS[0], {**ROWS[2], "price": [math.nan]}], r"'price' holds nan in list 1 \(id c\), item 0"),
         ([{**ROWS[2], "price": [math.inf]}], "'price' holds inf"),
         ([{**ROWS[0], "price": [1.0]}], "ragged"),
-        ([{**ROWS[0], "position": [1, 2, 3]}], "start at 1: subtract 1"),
+        ([{**ROWS[0], "position": [1, 2, 3]}, ROWS[1]], "start at 1, and those of other lists do not"),
         ([{**ROWS[0], "item_id": ["a", "b", "c"]}], "'item_id' holds text"),
         ([{**ROWS[0], "gender": [1, 0, 1]}], "gender"),
     ],

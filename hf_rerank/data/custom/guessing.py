@@ -261,24 +261,14 @@ class Guess:
         of_list = [values for values in positions.to_list() if values is not None and None not in values]
         for start in (0, 1):
             if of_list and all(sorted(values) == list(range(start, start + len(values))) for values in of_list):
-                if not start:
-                    self.field_comments["position"] += "; 0 to length - 1 in every list that was read"
-                elif all(values == sorted(values) for values in of_list) and self.known["position"] is None:
-                    del self.roles["position"]
-                    self.field_comments["position"] = (
-                        f"the order of the rows, which {name} (from 1) repeats in every list that was read"
-                    )
-                    self.left_out[name] = "the position, from 1: the rows are in this order"
-                else:
-                    self.field_comments["position"] += (
-                        f"; {CHECK}{name} starts at 1: subtract 1 in the data, 0 is the top"
-                    )
+                found = "1 to length" if start else "0 to length - 1"
+                self.field_comments["position"] += f"; {found} in every list that was read"
                 return
         if self.known["position"] is None:
             del self.roles["position"]
             self.field_comments["position"] = (
-                f"{CHECK}{name} is named like one, but is not 0 to length - 1 in every list: the order of the rows is "
-                "the initial order; sort the rows by it, or number the positions of each list from 0"
+                f"{CHECK}{name} is named like one, but is not 0 to length - 1, or 1 to length, in every list: the order "
+                "of the rows is the initial order; sort the rows by it, or number the positions of each list from 0"
             )
             self.left_out[name] = f"{CHECK}looks like a position, see there"
         else:

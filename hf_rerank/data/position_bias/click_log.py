@@ -64,7 +64,7 @@ def find_id_column(schema: ListSchema, folder: Path) -> str:
 
 
 def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: str) -> np.ndarray:
-    """int64 [N], the position at which each item was displayed, from 0.
+    """int64 [N], the position at which each item was displayed, from 0; a column without 0 is numbered from 1.
 
     Args:
         lists: A table of lists.
@@ -96,7 +96,7 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
         raise InputError(
             f"column {column!r} of {where} holds {positions.min()} in list {row}: expected display positions from 0"
         )
-    return positions
+    return positions - 1 if len(positions) and positions.min() > 0 else positions
 
 
 def read_click_log(

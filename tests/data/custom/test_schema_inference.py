@@ -175,12 +175,9 @@ def csv(tmp_path: Path, text: str) -> Path:
 
 def test_rank_columns_from_1_or_with_gaps(tmp_path: Path) -> None:
     from_one = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,1,0\n1,6,2,1\n2,5,1,1\n2,7,2,0\n"))
-    assert from_one.schema.position is None
-    assert "the order of the rows, which rank (from 1) repeats" in from_one.field_comments["position"]
-    assert CHECK not in from_one.left_out["rank"]
-    mixed = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,2,0\n1,6,1,1\n2,5,1,1\n2,7,2,0\n"))
-    assert mixed.schema.position == "rank"
-    assert f"{CHECK}rank starts at 1: subtract 1" in mixed.field_comments["position"]
+    assert from_one.schema.position == "rank"
+    assert "1 to length in every list that was read" in from_one.field_comments["position"]
+    assert CHECK not in from_one.field_comments["position"]
     none = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,4,0\n1,6,9,1\n2,5,1,1\n2,7,2,0\n"))
     assert none.schema.position is None
     assert "not 0 to length - 1" in none.field_comments["position"]

@@ -259,7 +259,9 @@ CASES = {
         lambda _: load(rows(place=[0, 0, 1])),
         [HERE, "'place'", "not a permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
     ),
-    "positions from 1": Case(lambda _: load(rows(place=[1, 2, 3])), [HERE, "'place'", "they start at 1: subtract 1"]),
+    "positions from 1": Case(
+        lambda _: load(rows(place=[1, 2, 3])), [HERE, "'place'", "they start at 1, and those of other lists do not"]
+    ),
     "null list id": Case(
         lambda _: load(rows(request=None)), ["'request' of list 3 is null", "fill it, or leave list_id out"]
     ),
@@ -345,7 +347,7 @@ CASES = {
     ),
     "CSV: positions from 1": Case(
         lambda folder: csv(folder, text=CSV.replace(",0,1,2024", ",0,2,2024").replace("f,1,0,", "f,1,1,")),
-        ["(id a)", "'place'", "they start at 1: subtract 1"],
+        ["(id a)", "'place'", "they start at 1, and those of other lists do not"],
     ),
     "CSV: another separator": Case(
         lambda folder: csv(folder, text=CSV.replace(",", ";")),
