@@ -267,8 +267,9 @@ class Guess:
         if self.known["position"] is None:
             del self.roles["position"]
             self.field_comments["position"] = (
-                f"{CHECK}{name} is named like one, but is not 0 to length - 1, or 1 to length, in every list: the order "
-                "of the rows is the initial order; sort the rows by it, or number the positions of each list from 0"
+                f"{CHECK}{name} is named like one, but is not 0 to length - 1, or 1 to length, in every list: the "
+                "order of the rows is the initial order; sort the rows by it, or number the positions of each list "
+                "from 0"
             )
             self.left_out[name] = f"{CHECK}looks like a position, see there"
         else:
