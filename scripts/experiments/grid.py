@@ -57,7 +57,6 @@ class Arm:
         perturbed: Other perturbation than the preset's: arguments of ``hf_rerank.principled.Perturbed``.
         config: Options of the model's config, besides those of ``MODELS``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
-        factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
         arguments: Further training arguments.
     """
 
@@ -67,7 +66,6 @@ class Arm:
     perturbed: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     order: bool = True
-    factors: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -104,9 +102,6 @@ ARMS: dict[str, Arm] = {
     "augmented_defaults_without_dropout": Arm("augmented", config=DEFAULTS, arguments=DEFAULT_BUDGET),
     # Weights, as factors on both of the preset.
     **{f"{preset}_x{factor:g}": _times(preset, factor) for preset, factors in FACTORS.items() for factor in factors},
-    # Weights that change in training.
-    "augmented_late": Arm("augmented", factors="late"),
-    "augmented_constraint": Arm("augmented", factors="constraint"),
     # Perturbations other than the adjacent swap, and larger ones.
     **{f"scaled_{kind}": Arm("scaled", {"perturbation": kind}) for kind in ("random_swap", "window_shuffle")},
     **{
@@ -189,7 +184,6 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         seed=run.seed,
         config=config,
         objective=objective,
-        schedule=arm.factors,
         **({} if objective else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
         save_total_limit=1,
         save_only_model=True,
@@ -224,7 +218,6 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
         "learning_rate": trainer.args.learning_rate,
         "epochs": trainer.args.num_train_epochs,
         "cpu_seconds": round(seconds, 2),
-        "factors": {name: float(value) for name, value in trainer.term_factors.items()},
         "history": history,
         "fixed_points": by_fixed_point(values),
         "initial": _numbers(evaluate_orders(processor, test)["initial"]),
@@ -333,7 +326,6 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "dropout": _cells(("trained",), (30,), ("prm",), ("none", "none_dropout", DEFAULT, "augmented_dropout")),
     "defaults": _cells(("trained",), (30,), ("prm",), tuple(arm for arm in ARMS if "_defaults" in arm)),
     "5": _cells(("trained",), (30,), ("prm",), ("none", *WEIGHTS)),
-    "schedules": _cells(("trained",), (30,), ("prm",), ("none", DEFAULT, "augmented_late", "augmented_constraint")),
     "7": _cells(("trained",), (30,), ("prm",), ("none", "scaled", "softsort", "neuralsort", "straight_through")),
     "3": _cells(
         ("trained",),

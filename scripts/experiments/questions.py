@@ -43,7 +43,6 @@ TITLES = {
     "5": "Weights over orders of magnitude",
     "dropout": "Dropout",
     "defaults": "The defaults of `hf-rerank train`",
-    "schedules": "Weights that change during training",
     "7": "The model's own order with a gradient",
     "8": "Quality of the initial ranker",
     "payoff": "Orders that are worth a little",

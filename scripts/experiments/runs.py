@@ -28,7 +28,6 @@ def train(
     seed: int,
     config: Mapping[str, Any] | None = None,
     objective: Any = None,
-    schedule: str | None = None,
     progress: bool = False,
     **arguments: Any,
 ) -> Any:
@@ -42,11 +41,9 @@ def train(
         seed: Seed of the initial weights, the order of batches and the perturbations.
         config: Options of a new model's config.
         objective: Objective to use instead of the preset ``principled``.
-        schedule: Schedule of the consistency weights, a key of ``schedules.SCHEDULES``.
         progress: Show the trainer's log and progress bars.
         arguments: Options of ``RerankTrainingArguments``.
     """
-    from schedules import SCHEDULES
     from transformers import PrinterCallback, set_seed
     from transformers.utils import logging
 
@@ -66,8 +63,6 @@ def train(
         processing_class=processor,
         objective=objective,
     )
-    if schedule is not None:
-        trainer.add_callback(SCHEDULES[schedule](trainer))
     if not progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train()
