@@ -26,7 +26,11 @@ def add(commands: Any) -> None:
     )
     add_revision(rank)
     rank.add_argument(
-        "--input", required=True, nargs="+", metavar="FILE", help="lists, in any format that prepare own reads"
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="lists, in any format that prepare own reads, or JSON with one dict per item under the key items",
     )
     rank.add_argument(
         "--output",
@@ -108,6 +112,29 @@ def _rank_batch(reranker: Any, rows: list[dict[str, Any]], number: int, options:
         raise InputError(f"{options.input[0]}, lists from {number}: {error}") from None
 
 
+def _holds_item_dicts(file: Any, schema: Any) -> bool:
+    """Whether the first list of a file is ``{"items": [{...}, ...], ...}``, as ``Reranker.rerank`` accepts it."""
+    from hf_rerank.data.custom.json_lines import read_objects
+    from hf_rerank.processing.rows import holds_items
+
+    first = next((rows[0] for rows in read_objects(file) if rows), {}) if file.kind == "json" else {}
+    return holds_items(first, schema)
+
+
+def _read_item_dicts(files: list[Any], counts: dict[str, int]) -> Iterator[list[dict[str, Any]]]:
+    """Yields lists of item dicts in batches, without lists that have no items."""
+    from hf_rerank.data.custom.json_lines import read_objects
+    from hf_rerank.data.custom.own_files import EMPTY_LISTS
+    from hf_rerank.processing.rows import ITEMS
+
+    for file in files:
+        for rows in read_objects(file):
+            kept = [row for row in rows if row.get(ITEMS) != []]
+            counts[EMPTY_LISTS] = counts.get(EMPTY_LISTS, 0) + len(rows) - len(kept)
+            for start in range(0, len(kept), RANK_BATCH):
+                yield kept[start : start + RANK_BATCH]
+
+
 def _read_batches(
     files: list[Any], processor: Any, options: Any, counts: dict[str, int]
 ) -> Iterator[list[dict[str, Any]]]:
@@ -117,6 +144,15 @@ def _read_batches(
     from hf_rerank.processing.vocabularies import TableVocabulary
 
     schema = processor.schema
+    in_dicts = [_holds_item_dicts(file, schema) for file in files]
+    if any(in_dicts):
+        if not all(in_dicts):
+            raise InputError(
+                f"{files[in_dicts.index(True)].path} has one dict per item (key 'items'), and "
+                f"{files[in_dicts.index(False)].path} has not: give all files the same form"
+            )
+        yield from _read_item_dicts(files, counts)
+        return
     known = {
         name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)
     }

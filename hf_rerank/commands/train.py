@@ -90,6 +90,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Trains."""
     _check_options(options)
+    if options.on_top_of:
+        _refuse_other_scores(options.data)
     with show_options_with_hyphens():
         rate = ["--learning_rate", str(ON_TOP_LEARNING_RATE)] if options.on_top_of else []
         arguments = parse_training_arguments(options, rate)
@@ -124,6 +126,8 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
         model, processor, train, about = _make_model(options, lists, train, validation, arguments)
         if about:
             say(_describe_trees(about["on_top_of"]))
+        elif lists.schema.initial_score is not None and "initial_score" not in parse_settings("--set", options.set):
+            say(_describe_unread_score(lists.schema.initial_score))
     choices: dict[str, Any] = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
     choices["ks"] = arguments.metric_ks
     rows: dict[str, Any] = {}
@@ -235,6 +239,20 @@ def _check_options(options: argparse.Namespace) -> None:
             )
 
 
+def _refuse_other_scores(data: str) -> None:
+    """Refuses to start from trees if the lists have scores of an earlier ranker; reads the schema only."""
+    from hf_rerank.data.prepared import SCHEMA_FILE
+    from hf_rerank.schema import ListSchema
+
+    column = ListSchema.load(lists_folder(data) / SCHEMA_FILE).initial_score
+    if column is not None:
+        raise InputError(
+            f"{data} has scores of an earlier ranker (initial_score of the schema: column {column!r}), and "
+            "--on-top-of would start from others: to start from these, replace --on-top-of by --set "
+            "initial_score=start; to start from trees, prepare the lists with a schema that names no initial_score"
+        )
+
+
 def _make_model(
     options: argparse.Namespace, lists: Any, train: Any, validation: Any, arguments: Any
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -275,6 +293,14 @@ def _make_model(
             config, ListProcessor.from_lists(lists["train"], schema=lists.schema), lists["validation"]
         )
     return model_class(config), processor, train, about
+
+
+def _describe_unread_score(column: str) -> str:
+    return (
+        f"the earlier ranker's score (initial_score of the schema: column {column!r}) is not read: --set "
+        "initial_score=feature reads it as one more number, --set initial_score=start also starts training from it; "
+        "--set initial_score=none leaves it out without this message"
+    )
 
 
 def _describe_trees(settings: dict[str, Any]) -> str:

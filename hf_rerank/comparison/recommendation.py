@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hf_rerank.comparison.arms import LOGGED, PRINCIPLED, TREES, WITH, WITHOUT
@@ -156,7 +156,15 @@ def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recomme
     found = "loses to" if effect.is_loss else "is not shown to beat"
     reason = f"{evidence.best_arm}, the best on validation, {found} {name} in {evidence.measure}: {effect}."
     kinds = [kind for kind in (WITHOUT, WITH, PRINCIPLED) if name.endswith(f" {kind}")]
-    if name == LOGGED:
+    if name == LOGGED and evidence.display_order and evidence.on_clicks:
+        advice = (
+            "On these clicks the logged order is hard to beat if they were made in it: items near its top were "
+            "clicked because they were seen. If the lists were logged in the order they come in, train with a position tower "
+            "(--set position_tower=given), which learns this bias apart from the model, and decide by an online test; "
+            "otherwise keep the order that you have"
+        )
+        evidence = replace(evidence, display_order=False)  # the limits would say the same
+    elif name == LOGGED:
         advice = "Keep the order that you have"
     elif not kinds:
         advice = f"Keep {name}"

@@ -114,10 +114,10 @@ def load_lists(
         max_list_length: Maximum number of items per list, for the named sources; longer lists are cut in the initial
             order. Default 30; for ``"ad"`` 10.
         split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
-            ``train``, then 5 % ``validation`` and 10 % ``test``; lists with equal times are all in the earlier split.
-            The column contains one time per list, or one per item, of which the latest counts: numbers, dates,
-            datetimes or ISO 8601 strings. Unlike the split by group, users of the test split are also in train. Not
-            for streams; the splits of a prepared folder are replaced.
+            ``train``, then 5 % ``validation`` and 10 % ``test``; lists with equal times are in the same split,
+            the earlier one unless a later split would be empty. The column contains one time per list, or one per
+            item, of which the latest counts: numbers, dates, datetimes or ISO 8601 strings. Unlike the split by group,
+            users of the test split are also in train. Not for streams; the splits of a prepared folder are replaced.
         ranker_train: For custom data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
         read_options: For custom files: separators, names of columns, strings that mean "missing".
         revision: Branch, tag or commit of a repository. None: main.

@@ -34,7 +34,8 @@ def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray
     """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, oldest first.
 
     Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. Lists with equal times are all in
-    the earlier split.
+    the earlier split; if that would leave a split empty, the splits before it end at earlier times. A split is empty
+    only if there are fewer different times than splits (see ``describe_empty_splits``).
 
     Args:
         times: The time of each list, N numbers.
@@ -43,15 +44,38 @@ def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray
     Returns:
         Array of N strings.
     """
-    in_order = np.sort(times)
-    uppers = [len(times) * upper // BUCKETS for upper in UPPER_BOUNDS.values()]
-    # A list is in the first split whose last time it does not exceed; a split without lists ends before all times.
-    of_list = np.full(len(times), len(SPLITS) - 1)
-    for number in range(len(SPLITS) - 2, -1, -1):
-        if uppers[number]:
-            of_list[times <= in_order[uppers[number] - 1]] = number
-    names = np.array(SPLITS if ranker_train else ["train", *SPLITS[1:]], dtype=object)
-    return names[of_list]
+    splits = SPLITS if ranker_train else SPLITS[1:]
+    different, time_of_list = np.unique(times, return_inverse=True)
+    lists_until = np.cumsum(np.bincount(time_of_list, minlength=len(different)))
+    uppers = [len(times) * UPPER_BOUNDS[split] // BUCKETS for split in splits]
+    # The number of different times until the end of each split.
+    ends = [int(np.searchsorted(lists_until, upper)) + 1 if upper else 0 for upper in uppers]
+    if len(different) >= len(splits):
+        for number in range(len(splits) - 2, -1, -1):
+            ends[number] = min(ends[number], ends[number + 1] - 1)
+        for number in range(len(splits) - 1):
+            ends[number] = max(ends[number], ends[number - 1] + 1 if number else 1)
+    return np.array(splits, dtype=object)[np.searchsorted(ends, time_of_list, side="right")]
+
+
+def describe_empty_splits(of_list: np.ndarray, times: np.ndarray, column: str) -> list[str]:
+    """Describes train, validation and test splits without lists in one sentence; no sentence if there are none.
+
+    Args:
+        of_list: The split of each list, as ``split_by_time`` returns it.
+        times: The time of each list.
+        column: The column of times, for the message.
+    """
+    empty = [split for split in SPLITS[1:] if not (of_list == split).any()]
+    if not empty or not len(times):
+        return []
+    different, last = len(np.unique(times)), int((times == times.max()).sum())
+    number = "1 time" if different == 1 else f"{different} different times"
+    return [
+        f"no list is in {' or '.join(empty)}: column {column!r} has only {number} ({last:,} of {len(times):,} lists "
+        "have the last), and lists with equal times stay together; split by a column of finer times, or by group, or "
+        "give more lists"
+    ]
 
 
 def read_times(tables: Iterable[pa.Table], column: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, encode, make_dataset, require_lightgbm
@@ -18,7 +17,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.processing.trees import make_tree_inputs
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import read_arrays, save_files
+from hf_rerank.storage import read_arrays, save_files, write_arrays
 from hf_rerank.storage.hub_download import fetch_verified_folder
 from hf_rerank.validation import Lists
 
@@ -126,7 +125,7 @@ class LambdaMARTRanker:
         """Writes trees (text), click-through rates, processor, settings and a manifest, completely or not at all."""
         with save_files(folder) as staging:
             self.processor.save_pretrained(staging)
-            save_file(self.rates, staging / RATES_FILE)
+            write_arrays(staging / RATES_FILE, self.rates)
             (staging / TREES_FILE).write_text(self.trees, encoding="utf-8")
             plain = {"format_version": FORMAT_VERSION, **self.settings}
             (staging / RANKER_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ from hf_rerank.models.loading import load_model
 from hf_rerank.models.position_tower import PositionTower
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
+from hf_rerank.storage import share_with_readers
 from hf_rerank.storage.hub_upload import push_saved
 
 # Features that are float32 in every batch, and become the dtype of the weights.
@@ -117,6 +118,8 @@ class PreTrainedReranker(PreTrainedModel):
         names = ("repo_id", "commit_message", "private", "revision", "create_pr") if push_to_hub else ()
         chosen = {name: options.pop(name) for name in names if name in options}
         super().save_pretrained(save_directory, *args, **options)
+        for path in Path(save_directory).glob("*.safetensors"):
+            share_with_readers(path)
         if push_to_hub:
             repo_id = chosen.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, token=options.get("token"), **chosen)

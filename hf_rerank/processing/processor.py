@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, describe_drift
@@ -40,7 +39,7 @@ from hf_rerank.processing.scaling import (
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
-from hf_rerank.storage import read_arrays, read_json, write_json
+from hf_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from hf_rerank.storage.hub_download import REMEDY, fetch_verified_folder, pin_commit
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
@@ -323,7 +322,7 @@ class ListProcessor:
             "fit_report": self.fit_report,
             **({} if self.trees is None else {"trees": TREES_FILE}),
         }
-        save_file(make_vocabulary_arrays(self.vocabularies), folder / VOCABULARIES_FILE)
+        write_arrays(folder / VOCABULARIES_FILE, make_vocabulary_arrays(self.vocabularies))
         written = [CONFIG_FILE, VOCABULARIES_FILE]
         if self.trees is not None:
             self.trees.save(folder)

@@ -31,12 +31,12 @@ def convert_to_columns(
     Raises:
         InputError: A list has no items, an item is not a dict, or lacks a key that other items have.
     """
-    if not isinstance(lists, Sequence) or not any(_holds_items(row, schema) for row in lists[:1]):
+    if not isinstance(lists, Sequence) or not any(holds_items(row, schema) for row in lists[:1]):
         return lists
     return [_convert_list(row, number, schema) for number, row in enumerate(lists, start=first)]
 
 
-def _holds_items(row: Any, schema: ListSchema) -> bool:
+def holds_items(row: Any, schema: ListSchema) -> bool:
     """Whether a list is given as item dicts: it has the key ``items``, which is not a column of the schema."""
     if not isinstance(row, Mapping) or ITEMS not in row or schema.items[0].name in row:
         return False

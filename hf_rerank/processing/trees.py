@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListSchema
-from hf_rerank.storage import read_arrays
+from hf_rerank.storage import read_arrays, write_arrays
 
 TREES_FILE = "trees.safetensors"
 # Prefix of the name of a feature in the file, for its click-through rates.
@@ -166,7 +165,7 @@ class TreeRanker:
 
     def save(self, folder: Path) -> None:
         """Writes ``trees.safetensors``."""
-        save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, folder / TREES_FILE)
+        write_arrays(folder / TREES_FILE, {name: np.ascontiguousarray(array) for name, array in self.arrays().items()})
 
     @classmethod
     def load(cls, folder: Path) -> TreeRanker:

@@ -3,6 +3,7 @@
 from hf_rerank.storage.atomic import (
     remove,
     remove_leftovers,
+    share_with_readers,
     sync,
     sync_tree,
     temporary_path,
@@ -16,7 +17,7 @@ from hf_rerank.storage.json_files import format_json, parse_json_object, read_js
 from hf_rerank.storage.locks import hold_lock
 from hf_rerank.storage.manifest import MANIFEST, list_saved_files, make_manifest, read_manifest, verify, write_manifest
 from hf_rerank.storage.output_folder import create_folder, ensure_name, lock_output, refuse_nonempty
-from hf_rerank.storage.safetensors_files import read_arrays, read_number_formats
+from hf_rerank.storage.safetensors_files import read_arrays, read_number_formats, write_arrays
 from hf_rerank.storage.saved_folder import note_model_files, replace_file, save_files
 
 __all__ = [
@@ -47,11 +48,13 @@ __all__ = [
     "save_files",
     "sha256_of_file",
     "sha256_of_json",
+    "share_with_readers",
     "sync",
     "sync_tree",
     "temporary_path",
     "to_json_values",
     "verify",
+    "write_arrays",
     "write_atomically",
     "write_file",
     "write_json",

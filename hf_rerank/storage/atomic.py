@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,18 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     """
     with write_atomically(path) as temporary, name_failures(Path(path)):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def share_with_readers(path: Path) -> None:
+    """Gives a file the mode that ``open`` gives a new file; safetensors lets only the owner read what it writes."""
+    new = temporary_path(path)
+    try:
+        new.touch()
+        mode = stat.S_IMODE(new.stat().st_mode)
+    finally:
+        remove(new)
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def sync(path: Path) -> None:

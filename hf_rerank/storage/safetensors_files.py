@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rerank.errors import InputError
+from hf_rerank.storage.atomic import share_with_readers
 from hf_rerank.storage.json_files import parse_json_object, refuse_special_file
 
 if TYPE_CHECKING:
@@ -62,3 +64,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}; {REMEDY}") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a safetensors file, which the users that may read other new files may read, too."""
+    from safetensors.numpy import save_file
+
+    save_file(dict(arrays), path)
+    share_with_readers(path)

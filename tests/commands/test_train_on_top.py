@@ -1,6 +1,7 @@
 """``hf-rerank train --on-top-of lambdamart``: one command, from prepared lists to a folder that ranks raw ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,36 @@ def test_command_line_options_override_the_defaults_of_on_top_of(prepared, tmp_p
     turned = [{"kind": [1, 2, 0], "price": [2.0, 0.1, 9.0]}]
     # Without order, no part of the model reads it: neither network nor trees.
     np.testing.assert_allclose(run.predict(rows)[0], run.predict(turned)[0][::-1], rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def scored(prepared, tmp_path):
+    """The lists with scores of an earlier ranker: the negative price."""
+    folder = tmp_path / "scored"
+    shutil.copytree(prepared, folder)
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        scores = [[-price for price in prices] for prices in table["price"].to_pylist()]
+        pq.write_table(table.append_column("score", pa.array(scores)), path)
+    ListSchema.load(folder / "schema.json").replace(initial_score="score").save(folder / "schema.json")
+    return folder
+
+
+def test_lists_with_scores_are_refused_before_they_are_read(scored, tmp_path, capsys):
+    for path in scored.glob("*.parquet"):
+        path.write_bytes(b"not read")
+    assert train(scored, tmp_path / "run") == 2
+    printed = capsys.readouterr().err
+    assert "column 'score'), and --on-top-of would start from others" in printed
+    assert "replace --on-top-of by --set initial_score=start" in printed
+
+
+def test_a_score_that_the_model_does_not_read_is_mentioned(scored, tmp_path, capsys):
+    arguments = ["train", "--model", "dnn", "--data", str(scored), "--max_steps", "1", "--principled", "none"]
+    message = "(initial_score of the schema: column 'score') is not read: --set initial_score=feature reads it"
+    for run, options in enumerate(([], ["--set", "initial_score=none"], ["--set", "initial_score=feature"])):
+        assert main([*arguments, "--output-dir", str(tmp_path / str(run)), "--set", "hidden_sizes=[4]", *options]) == 0
+        assert (message in capsys.readouterr().out) == (not options)
 
 
 def test_incompatible_options_are_refused(prepared, tmp_path, capsys):

@@ -182,6 +182,19 @@ def test_a_display_order_carries_position_bias() -> None:
     assert "position bias" not in text(replace(EVIDENCE, order={}))
 
 
+@pytest.mark.parametrize("effect", [OPEN, LOSS])
+def test_clicks_made_in_the_logged_order_do_not_decide_for_it(effect: Effect) -> None:
+    logged = replace(EVIDENCE, over_simpler={LOGGED: effect})
+    _, advice, *limits = recommend(logged).reasons
+    assert advice.startswith("On these clicks the logged order is hard to beat if they were made in it: ")
+    assert "train with a position tower (--set position_tower=given)" in advice
+    assert "decide by an online test; otherwise keep the order that you have" in advice
+    assert not any("position bias" in limit for limit in limits)  # said once
+    # The ground truth of simulated lists, or clicks in an order drawn at random, favor no order.
+    for free in ({"on_clicks": False}, {"display_order": False}):
+        assert recommend(replace(logged, **free)).reasons[1].startswith("Keep the order that you have")
+
+
 @pytest.mark.parametrize(
     ("p_groups", "p_seeds", "certainty"),
     [(0.001, 0.01, "clear"), (0.001, 0.2, "likely"), (0.06, 0.01, "open"), (0.049, 0.049, "clear")],

@@ -225,6 +225,8 @@ def test_saved_reranker_loads_bit_for_bit(reranker: Reranker, folder: Path) -> N
         "preprocessor_config.json",
         "vocabularies.safetensors",
     }
+    (folder.parent / "new").touch()  # other accounts may read what they may read of any new file
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(folder.parent / "new").stat().st_mode}
     assert Reranker.from_pretrained(str(folder), device="cpu", dtype=torch.float32).rerank(ROWS) == loaded.rerank(ROWS)
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_rerank.errors import InputError
@@ -27,6 +28,7 @@ from hf_rerank.storage import (
     sha256_of_json,
     temporary_path,
     verify,
+    write_arrays,
     write_atomically,
     write_file,
     write_json,
@@ -82,6 +84,21 @@ def test_bytes_are_synced_before_the_rename_and_names_after_it(
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
     write_file(tmp_path / "file", "text")
     assert calls == (["fsync", "replace", "fsync"] if os.name == "posix" else ["fsync", "replace"])
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_safetensors_files_have_the_mode_of_a_new_file(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "a.safetensors"
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # new, and replaced
+            write_arrays(path, {"a": np.ones(2)})
+            assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+            path.chmod(0o600)
+    finally:
+        os.umask(before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 @posix

@@ -19,7 +19,7 @@ from hf_rerank.data.custom.own_datasets import assign_splits_by_columns, choose_
 from hf_rerank.data.custom.own_files import EMPTY_FILES, OwnFiles, PartUnit
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import read_times, split_by_time
+from hf_rerank.data.time_split import describe_empty_splits, read_times, split_by_time
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists, refuse_repeated_ids
@@ -111,9 +111,11 @@ class ListChecker:
                 bar.update(unit.size)
         if not number:
             raise InputError(f"{source.own.files[0].path} holds no lists with items: expected at least one")
+        empty: list[str] = []
         if source.time is not None:
             times = read_times(self.times, source.time)
             of_list = split_by_time(times, ranker_train=source.ranker_train)
+            empty = describe_empty_splits(of_list, times, source.time)
         else:
             of_list = np.concatenate(self.splits)
         self._refuse_repeated_ids(units)
@@ -121,7 +123,8 @@ class ListChecker:
         numbers = np.array([codes[split] for split in of_list], dtype=np.uint8)
         given = self.given or self.by == ["split"]
         warnings = self.checks.list_messages(np.array(SPLITS)[numbers], given=given)
-        if not (numbers == codes["train"]).any():
+        warnings += empty
+        if not empty and not (numbers == codes["train"]).any():
             warnings.append(_describe_missing_train(np.unique(of_list).tolist(), given))
         counts = {ANONYMOUS: self.anonymous, ONE_ITEM: self.checks.one_item, EMPTY_FILES: source.own.empty_files}
         return SplitFacts(numbers, first, warnings, counts)

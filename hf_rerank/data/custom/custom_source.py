@@ -7,7 +7,7 @@ list.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,21 +148,27 @@ class CustomSource:
         changed = "longer lists were cut" if self.cut else "none was changed"
         how = [
             f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.",
-            self._describe_split(),
+            self._describe_split(report.lists),
         ]
         return make_dataset_card(
             title, report, self.schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say.")
         )
 
-    def _describe_split(self) -> str:
+    def _describe_split(self, lists: Mapping[str, int]) -> str:
         if any(file.split for file in self.own.files):
             return "The splits are those of the files."
-        held = "40 % `ranker_train`, 45 % `train`" if self.ranker_train else "85 % `train`"
         if self.time is not None:
+            total = sum(lists.values())
+            shares = [
+                f"{100 * lists[split] / total:.1f} % `{split}`"
+                for split in SPLITS
+                if split != "ranker_train" or self.ranker_train
+            ]
             return (
-                f"Split by time, column `{self.time}`, the oldest lists first: {held}, 5 % `validation`, 10 % `test`; "
-                "equal times stay together. Users of the test split are also in train."
+                f"Split by time, column `{self.time}`, the oldest lists first: {', '.join(shares)}; lists with equal "
+                "times are in the same split. Users of the test split may also be in train."
             )
+        held = "40 % `ranker_train`, 45 % `train`" if self.ranker_train else "85 % `train`"
         if "split" in self.columns.names:
             return "The splits are those of the column `split`."
         by = f"`{self.schema.group or self.schema.list_id}`"

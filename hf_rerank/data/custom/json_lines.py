@@ -51,6 +51,23 @@ def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Tabl
             first_line += block.count(b"\n")
 
 
+def read_objects(file: ListFile) -> Iterator[list[dict[str, Any]]]:
+    """Yields the objects of a whole file, block by block, as Python reads them.
+
+    Raises:
+        InputError: Not a JSON object, or a key that occurs twice; names file and line.
+    """
+    reader = _Reader(file.path, frozenset(), 0)
+    with file.open() as source:
+        first_line = 1
+        for block in _read_blocks(source, None):
+            if first_line == 1 and block.lstrip().startswith(b"["):
+                yield reader.load_array(block + source.read())
+                return
+            yield reader.load_lines(block, first_line)
+            first_line += block.count(b"\n")
+
+
 def _read_blocks(source: Any, left: int | None) -> Iterator[bytes]:
     """Yields blocks of whole lines of about ``BLOCK_BYTES``, from the next ``left`` bytes."""
 
@@ -97,6 +114,10 @@ class _Reader:
         def where(row: int) -> str:
             return f"{self.path}, object {row}"
 
+        return self._make_table(self.load_array(text), where), where
+
+    def load_array(self, text: bytes) -> list[dict[str, Any]]:
+        """The objects of a whole file that holds one array."""
         try:
             rows = _load(text)
         except (ValueError, RecursionError) as error:
@@ -104,7 +125,9 @@ class _Reader:
             raise InputError(
                 f"cannot read lists from {self.path}, line {line}: {error}; expected one JSON object per list"
             ) from None
-        return self._make_table(rows, where), where
+        for number, row in enumerate(rows):
+            _refuse_other_values(row, f"{self.path}, object {number}")
+        return list(rows)
 
     def _read_by_arrow(self, block: bytes) -> pa.Table | None:
         """The table of a block, or None if it does not have the types of earlier blocks."""
@@ -121,6 +144,10 @@ class _Reader:
             return None
 
     def _parse(self, block: bytes, first_line: int, where: Where) -> pa.Table:
+        return self._make_table(self.load_lines(block, first_line), where)
+
+    def load_lines(self, block: bytes, first_line: int) -> list[dict[str, Any]]:
+        """The objects of a block of lines."""
         rows = []
         for number, line in enumerate(block.split(b"\n"), start=first_line):
             if not line.strip():
@@ -132,7 +159,9 @@ class _Reader:
                 raise InputError(
                     f"cannot read lists from {self.path}, line {number}: {error}; expected one JSON object per list"
                 ) from None
-        return self._make_table(rows, where)
+            if not isinstance(rows[-1], dict):
+                _refuse_other_values(rows[-1], f"{self.path}, line {number + self._count_lines_before()}")
+        return rows
 
     def _count_lines_before(self) -> int:
         """The number of lines before this part of the file; counted only for messages."""
@@ -144,9 +173,6 @@ class _Reader:
         return lines
 
     def _make_table(self, rows: Sequence[Any], where: Where) -> pa.Table:
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise InputError(f"{where(number)} holds {type(row).__name__}: expected one JSON object per list")
         names = list(dict.fromkeys([*self.types.names, *(name for row in rows for name in row)]))
         return pa.table({name: self._make_column(name, [row.get(name) for row in rows], where) for name in names})
 
@@ -188,6 +214,11 @@ class _Reader:
             except (pa.ArrowInvalid, pa.ArrowTypeError):  # reported when the types of all blocks are joined
                 joined[field.name] = field.type
         self.types = pa.schema(joined.items())
+
+
+def _refuse_other_values(row: Any, where: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where} holds {type(row).__name__}: expected one JSON object per list")
 
 
 def _load(line: bytes) -> Any:

@@ -21,7 +21,7 @@ from hf_rerank.data.custom.own_files import EMPTY_FILES, Counts, OwnFiles
 from hf_rerank.data.custom.own_stream import OwnStream
 from hf_rerank.data.lists_cache import NAMED_SOURCES, cache_folder
 from hf_rerank.data.splits import SPLITS, assign_splits
-from hf_rerank.data.time_split import read_times, split_by_time
+from hf_rerank.data.time_split import describe_empty_splits, read_times, split_by_time
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import name_failures, open_files, read_json, write_atomically, write_json
@@ -187,7 +187,10 @@ def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[
     if "split" in lists.column_names:
         raise InputError("the lists already have splits, in column 'split': leave out split_by, or the column")
     wanted = lists.select_columns([column]) if column in lists.column_names else lists
-    of_list = split_by_time(read_times(tables_of(wanted, TIMES_BATCH), column), ranker_train=ranker_train)
+    times = read_times(tables_of(wanted, TIMES_BATCH), column)
+    of_list = split_by_time(times, ranker_train=ranker_train)
+    for message in describe_empty_splits(of_list, times, column):
+        warnings.warn(message, stacklevel=3)
     with _hide_progress_bars():
         return {
             split: lists.select(np.flatnonzero(of_list == split))

@@ -84,6 +84,20 @@ def test_split_by_time_with_a_json_report(folder: Path, capsys: pytest.CaptureFi
     assert report["lists"] == {"ranker_train": 120, "train": 140, "validation": 10, "test": 30}
 
 
+def test_a_split_by_time_warns_of_empty_splits_and_states_the_shares(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six lists of one day and two of the next: 85 % of eight are six, 90 % are seven."""
+    rows = [{"id": number, "item_id": [5, 6], "click": [0, 1], "day": number // 6} for number in range(8)]
+    (folder / "days.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "days.json").write_text('{"items": [{"kind": "categorical", "name": "item_id"}], "list_id": "id"}')
+    options = ["--schema", folder / "days.json", "--output-dir", folder / "days", "--split-by", "time:day"]
+    assert run("prepare", "own", "--input", folder / "days.jsonl", *options) == 0
+    printed = capsys.readouterr().out
+    assert "warning: no list is in test: column 'day' has only 2 different times (2 of 8" in printed
+    assert "75.0 % `train`, 25.0 % `validation`, 0.0 % `test`" in (folder / "days" / "README.md").read_text()
+
+
 def test_likely_mistakes_in_the_lists_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": number, "item_id": [5, 5], "click": [0, 1]} for number in range(9)] + [
         {"id": 9, "item_id": [1], "click": [1]}

@@ -24,7 +24,7 @@ from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.prepare import prepare_own
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import read_times, split_by_time
+from hf_rerank.data.time_split import describe_empty_splits, read_times, split_by_time
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.validation import Lists
@@ -198,6 +198,26 @@ def test_equal_times_are_in_the_earlier_split() -> None:
     assert split_by_time(np.zeros(0)).tolist() == []
 
 
+def test_no_split_is_empty_if_there_are_enough_different_times() -> None:
+    """Seven days of 570 lists: 85 % of 3,990 (3,391) is in the 6th, which ends at 3,420; 90 % (3,591) in the last."""
+    days = np.repeat(np.arange(7), 570)
+    found = split_by_time(days, ranker_train=False)
+    assert {split: sorted(set(days[found == split])) for split in SPLITS[1:]} == {
+        "train": [0, 1, 2, 3, 4],
+        "validation": [5],
+        "test": [6],
+    }
+    assert describe_empty_splits(found, days, "day") == []
+    assert split_by_time(np.arange(3), ranker_train=False).tolist() == ["train", "validation", "test"]
+    assert split_by_time(np.array([1, 2, 3, 4, 4, 4, 4, 4])).tolist() == (
+        ["ranker_train", "train", "validation"] + ["test"] * 5
+    )
+    (message,) = describe_empty_splits(split_by_time(days[:600], ranker_train=False), days[:600], "day")
+    assert message.startswith(
+        "no list is in validation: column 'day' has only 2 different times (30 of 600 lists have the last)"
+    )
+
+
 DAYS = [datetime.date(2024, 5, day) for day in (1, 3, 2)]
 
 
@@ -251,8 +271,8 @@ def test_times_with_a_zone_are_compared_as_instants() -> None:
 
 @pytest.mark.slow
 def test_lists_split_by_time(tmp_path: Path) -> None:
-    rows = lists(40)  # day 0 to 9, four lists each: cuts after 34 -> 36, 36 and 40
-    days = {"train": range(9), "validation": [], "test": [9]}
+    rows = lists(40)  # day 0 to 9, four lists each: cuts after 34 and 36, both in day 8, so train ends a day earlier
+    days = {"train": range(8), "validation": [8], "test": [9]}
     for source in (datasets.Dataset.from_list(rows), pl.DataFrame(rows), as_csv(items(rows), tmp_path / "lists.csv")):
         loaded = load_lists(source, schema=SCHEMA, split_by="time:day")
         found = {split: sorted({row["day"][0] for row in part}) for split, part in loaded.items()}

@@ -105,6 +105,43 @@ def test_every_format_gives_the_same_ranking(kind: str, model: Path, tmp_path: P
         assert row["scores"] == pytest.approx(result["scores"], abs=1e-6)
 
 
+def with_item_dicts(row: dict[str, Any]) -> dict[str, Any]:
+    """A list with one dict per item, and a column that no feature reads."""
+    names = ("item", "price", "flag")
+    slots = range(len(row["item"]))
+    return {
+        "q": row["q"],
+        "user_id": 3,
+        "items": [{n: row[n][slot] for n in names} for slot in slots],
+        "country": "DE",
+    }
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_lists_with_one_dict_per_item_are_ranked_as_the_reranker_does(
+    kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [with_item_dicts(row) for row in NEW]
+    lines = [*rows[:1], {**rows[0], "q": 5, "items": []}, *rows[1:]]
+    path, output = tmp_path / f"new.{kind}", tmp_path / "ranked.jsonl"
+    path.write_text(json.dumps(lines) if kind == "json" else "".join(json.dumps(row) + "\n" for row in lines))
+    arguments = [str(argument) for argument in ("rank", "--model", model, "--output", output, "--input", path)]
+    assert cli.main(arguments) == 0
+    assert "1 lists without items left out" in capsys.readouterr().out
+    ranked = [json.loads(line) for line in output.read_text().splitlines()]
+    expected = Reranker.from_pretrained(model).rerank([{**row, "country": "DE"} for row in NEW])
+    assert [(row["list_id"], row["order"], row["ids"]) for row in ranked] == [
+        (row["list_id"], row["order"], row["ids"]) for row in expected
+    ]
+    (tmp_path / "wide.jsonl").write_text(json.dumps(NEW[0]) + "\n")
+    assert cli.main([*arguments, str(tmp_path / "wide.jsonl")]) == 2
+    assert "wide.jsonl has not: give all files the same form" in capsys.readouterr().err
+    del rows[1]["items"][2]["price"]
+    path.write_text(json.dumps(rows))
+    assert cli.main(arguments) == 2
+    assert "item 2 of list 1 lacks 'price', which item 0 of list 1 has" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.zst", "tsv", "parquet", "arrow"])
 def test_results_are_written_in_every_format(kind: str, model: Path, tmp_path: Path) -> None:
     output = tmp_path / f"ranked.{kind}"
