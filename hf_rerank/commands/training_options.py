@@ -39,7 +39,12 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("weight-decay", "X", "weight decay of AdamW (default: 0)"),
         ("eval-strategy", "WHEN", "evaluate on the validation split: no, steps or epoch (default: epoch)"),
-        ("metric-for-best-model", "NAME", "metric that chooses the best checkpoint (default: ndcg@10)"),
+        (
+            "metric-for-best-model",
+            "NAME",
+            "metric that chooses the best checkpoint (default: loss, if it is corrected for position bias, otherwise "
+            "ndcg@10)",
+        ),
         ("seed", "N", "random seed (default: 42)"),
     ],
     "output": [

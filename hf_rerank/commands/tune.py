@@ -12,6 +12,8 @@ from hf_rerank.errors import InputError
 
 # Training options that the search sets itself.
 _DECIDED = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "load_best_model_at_end", "principled_kwargs")
+# Options with which the loss becomes another quantity.
+_SCALE_OF_LOSS = ("task_loss", "position_tower", "propensity_floor")
 
 
 def add(commands: Any) -> None:
@@ -86,9 +88,15 @@ def run(options: argparse.Namespace) -> None:
         processing_class=processor,
         model_init=model_init,
     )
+    scales = [name for space in spaces.values() for name in space if name in _SCALE_OF_LOSS]
+    if scales and str(trainer.args.metric_for_best_model).endswith("loss"):
+        raise InputError(
+            f"--search {scales[0]} compares trials by the loss, and losses of different {scales[0]} are not "
+            "comparable: give --metric-for-best-model a metric such as ndcg@10, or fix the value"
+        )
     configuration = {"model": options.model, "config options": fixed, "spaces": spaces}
     best = search(trainer, hp_space, options.trials, configuration=configuration)
-    metric = str(arguments.metric_for_best_model)
+    metric = str(trainer.args.metric_for_best_model)
     print(f"\nbest: trial {best.run_id}, {metric} {best.objective:.4f} on the validation split")
     for name, value in best.hyperparameters.items():
         print(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled import DEFAULT_PRESET, PrincipledObjective, preset_objective
-from hf_rerank.training.best_metric import check_best_metric
+from hf_rerank.training.best_metric import DEFAULT_METRIC, check_best_metric
 from hf_rerank.training.supported_options import (
     check_values,
     convert_setup_errors,
@@ -23,17 +23,17 @@ from hf_rerank.training.supported_options import (
 )
 
 AUTO = "auto"
-DEFAULT_METRIC = "ndcg@10"
 
 
 @dataclass
 class RerankTrainingArguments(TrainingArguments):
     """Options of ``RerankTrainer``: the fields below and every one of ``transformers.TrainingArguments``.
 
-    Defaults that differ from upstream: evaluation and a checkpoint each epoch, the best by ``ndcg@10`` on the
-    evaluation lists loaded at the end, two checkpoints kept; batch size and epochs by the number of training lists
-    (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate 1e-3 with a tenth of the steps as warm-up and
-    a cosine after it; no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
+    Defaults that differ from upstream: evaluation and a checkpoint each epoch, the best on the evaluation lists loaded
+    at the end (by ``ndcg@10``, or by ``loss`` if it is corrected for position bias), two checkpoints kept; batch size
+    and epochs by the number of training lists (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate
+    1e-3 with a tenth of the steps as warm-up and a cosine after it; no reports to outside services; raw columns are
+    kept, and metrics are computed batch by batch.
     """
 
     principled: str = field(
@@ -119,7 +119,11 @@ class RerankTrainingArguments(TrainingArguments):
         metadata={"help": "Load the best checkpoint after training. Not given: yes, if the run evaluates and saves."},
     )
     metric_for_best_model: str | None = field(
-        default=DEFAULT_METRIC, metadata={"help": "Metric that chooses the best checkpoint."}
+        default=None,
+        metadata={
+            "help": "Metric that chooses the best checkpoint. Not given: loss, if it is corrected for position bias "
+            "(position tower or propensities), otherwise ndcg@10; the trainer fills it in."
+        },
     )
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Whether larger values of it are better. Not given: yes, unless it is a loss."}
@@ -188,8 +192,14 @@ class RerankTrainingArguments(TrainingArguments):
         untested = find_untested_options(self)
         self._choose_strategies()
         chooses = self.load_best_model_at_end or self.save_strategy == "best"
-        if not chooses and self.metric_for_best_model == DEFAULT_METRIC:
-            self.metric_for_best_model, self.greater_is_better = None, None
+        if self.metric_for_best_model is None and self.greater_is_better is not None:
+            raise InputError(
+                f"greater_is_better is {self.greater_is_better}, and metric_for_best_model is not given: give both, "
+                "or neither"
+            )
+        trainer_decides = bool(chooses) and self.metric_for_best_model is None
+        if trainer_decides:  # upstream would take the loss
+            self.metric_for_best_model = DEFAULT_METRIC
         with convert_setup_errors(untested):
             super().__post_init__()
         if self.process_index == 0:
@@ -198,6 +208,8 @@ class RerankTrainingArguments(TrainingArguments):
             # Each process reads its own lists of a stream, instead of the first reading for all.
             self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         check_best_metric(self)
+        if trainer_decides:
+            self.metric_for_best_model, self.greater_is_better = None, None
 
     def _choose_strategies(self) -> None:
         """Fills in when to save, and whether to load the best checkpoint, if not given."""

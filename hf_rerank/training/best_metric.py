@@ -1,12 +1,14 @@
-"""Checks that the metric which chooses the best checkpoint is one that an evaluation computes."""
+"""The metric that chooses the best checkpoint: its default, and checks that an evaluation computes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.models.config import RerankerConfig
 from hf_rerank.schema import ListSchema
 
+DEFAULT_METRIC, CORRECTED_METRIC = "ndcg@10", "loss"
 # Measures of an evaluation: at cut-offs of metric_ks; at obedience_k; with or without a cut-off; and without one.
 _AT_KS = ("ndcg", "map", "precision", "recall", "mrr", "clicks", "ips_clicks", "snips_clicks")
 _AT_OBEDIENCE_K = ("p1_set_obedience", "p2_set_obedience")
@@ -16,6 +18,25 @@ _NEVER_CUT = (
     *("p1_item_obedience", "p1_kendall_tau", "p2_item_obedience", "p2_kendall_tau"),
 )
 _MEASURES = (*_AT_KS, *_AT_OBEDIENCE_K, *_WITH_OR_WITHOUT, *_NEVER_CUT)
+
+
+def fill_in_best_metric(args: Any, config: RerankerConfig, *, propensities: bool) -> None:
+    """Fills in the metric, if it is not given and a best checkpoint is chosen.
+
+    Where the task loss is corrected for position bias it is ``loss``, since measures of the biased clicks would prefer
+    models that repeat the display order; otherwise it is ``ndcg@10``.
+
+    Args:
+        args: ``RerankTrainingArguments``; ``metric_for_best_model`` and ``greater_is_better`` are changed.
+        config: Config of the model.
+        propensities: Whether propensities of the lists reach the task loss.
+    """
+    if args.metric_for_best_model is not None or not (args.load_best_model_at_end or args.save_strategy == "best"):
+        return
+    corrected = config.position_tower != "none" or (propensities and config.propensity_floor < 1)
+    args.metric_for_best_model, args.greater_is_better = (
+        (CORRECTED_METRIC, False) if corrected else (DEFAULT_METRIC, True)
+    )
 
 
 def check_best_metric(args: Any) -> None:

@@ -103,6 +103,18 @@ def calibrate_for_training(
     return config
 
 
+def warn_of_biased_start(config: RerankerConfig) -> None:
+    """Warns of a position tower in a model that starts from an earlier ranker's score."""
+    if config.position_tower != "none" and config.initial_score == "start":
+        warnings.warn(
+            f"position_tower={config.position_tower!r} with initial_score='start': the starting score contains the "
+            "position bias of the clicks that the earlier ranker learned from, so the tower learns too flat a curve; "
+            "set initial_score='feature'",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> None:
     if processor.trees is not None and processor.trees.reads_position:
         raise InputError(

@@ -28,6 +28,7 @@ from hf_rerank.processing.collator import RerankCollator, hash_list_ids
 from hf_rerank.storage import save_files
 from hf_rerank.training.adapters import refuse_adapters
 from hf_rerank.training.arguments import RerankTrainingArguments
+from hf_rerank.training.best_metric import fill_in_best_metric
 from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
 from hf_rerank.training.checkpoints import write_part
@@ -36,7 +37,7 @@ from hf_rerank.training.encoded_lists import split_batch
 from hf_rerank.training.evaluating_trainer import EvaluatingTrainer, evaluate_nothing
 from hf_rerank.training.finite import FiniteGuard, OptimizerGuard, refuse_broken_weights
 from hf_rerank.training.resume import describe_run, refuse_another_run, refuse_different_lists, write_run
-from hf_rerank.training.starting_point import match_unknown_values
+from hf_rerank.training.starting_point import match_unknown_values, warn_of_biased_start
 from hf_rerank.training.streams import EncodedStream, collate_stream
 from hf_rerank.training.supported_options import convert_setup_errors, find_untested_options
 from hf_rerank.training.task_loss import replace_task_loss, set_task_loss
@@ -123,6 +124,7 @@ class RerankTrainer(EvaluatingTrainer):
             set_seed(args.seed)
             model = _call_with_trial(model_init, None)
         self._prepare_model(model, args)
+        fill_in_best_metric(args, model.config, propensities=self._has_propensities)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
         collator = RerankCollator(
             processing_class,
@@ -199,8 +201,12 @@ class RerankTrainer(EvaluatingTrainer):
                 match_unknown_values(model.config, self.processor, first)
         given = self.given["objective"]
         chosen = args.objective() if given is None else given
-        propensities = self.processor.schema.propensity is not None and self.given["compute_loss_func"] is None
-        self.principled_objective = set_task_loss(chosen, model, args.task_loss, propensities=propensities)
+        self.principled_objective = set_task_loss(chosen, model, args.task_loss, propensities=self._has_propensities)
+
+    @property
+    def _has_propensities(self) -> bool:
+        """Whether propensities of the lists reach the task loss."""
+        return self.processor.schema.propensity is not None and self.given["compute_loss_func"] is None
 
     def call_model_init(self, trial: Any = None) -> PreTrainedReranker:
         """Creates a new model with ``model_init``, for the lists and the loss of this training."""
@@ -268,6 +274,8 @@ class RerankTrainer(EvaluatingTrainer):
         if self.args.world_size > 1:
             refuse_different_lists(gather_object([self.results["data"]]))
         if checkpoint is None:
+            if self.is_world_process_zero():
+                warn_of_biased_start(self.model.config)
             return
         lists_per_pass = refuse_another_run(checkpoint, self._describe_run(), stream=stream is not None)
         self.results["model"].update(self.resumed_rates)

@@ -26,8 +26,8 @@ def test_defaults_that_differ_from_transformers(tmp_path: Path) -> None:
     assert arguments.task_loss is None
     promised = {
         "remove_unused_columns": False,
-        "metric_for_best_model": "ndcg@10",
-        "greater_is_better": True,
+        "metric_for_best_model": None,  # the trainer decides, see test_best_metric.py
+        "greater_is_better": None,
         "load_best_model_at_end": True,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
@@ -87,6 +87,11 @@ def test_defaults_that_differ_from_transformers(tmp_path: Path) -> None:
             "change nothing .* and these weights",
         ),
         ({"metric_ks": [5], "metric_for_best_model": "ndcg@10"}, r"ndcg@10.*metric_ks is \[5\]"),
+        ({"metric_ks": [5]}, r"ndcg@10.*metric_ks is \[5\]"),
+        (
+            {"greater_is_better": False},
+            "greater_is_better is False, and metric_for_best_model is not given: give both",
+        ),
         ({"metric_for_best_model": "nddcg@10"}, r"nddcg@10.*did you mean 'ndcg'"),
         ({"metric_for_best_model": "eval_map@7"}, r"map@7.*metric_ks"),
         ({"metric_for_best_model": "p1_obedience@10"}, r"p1_obedience@10.*obedience_k"),

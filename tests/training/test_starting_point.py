@@ -45,7 +45,7 @@ def test_calibration_under_log_loss_equals_logistic_regression():
     assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
 
 
-def test_tune_starts_from_scores_calibrated_for_the_loss_of_each_trial(tmp_path, monkeypatch):
+def test_tune_starts_from_scores_calibrated_for_the_loss_of_each_trial(tmp_path, monkeypatch, capsys):
     optuna = pytest.importorskip("optuna")
     columns, trainers = lists(), []
 
@@ -60,6 +60,8 @@ def test_tune_starts_from_scores_calibrated_for_the_loss_of_each_trial(tmp_path,
     schema.save(tmp_path / "lists" / "schema.json")
     given = ["tune", "--model", "dnn", "--data", str(tmp_path / "lists"), "--output-dir", str(tmp_path / "out")]
     given += ["--set", "initial_score=start", "--search", "task_loss=binary_log_loss,softmax_loss"]
+    assert main([*given, "--metric-for-best-model", "loss"]) == 2
+    assert "losses of different task_loss are not comparable" in capsys.readouterr().err
     assert main(given) == 0
     trial = optuna.trial.FixedTrial({"task_loss": "binary_log_loss"})
     config = trainers[0].call_model_init(trial).config
