@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,10 @@ def run(options: argparse.Namespace) -> None:
     def model_init(trial: Any = None) -> Any:
         chosen = {} if trial is None else suggest(trial, spaces["model"])
         config = config_class.for_schema(processor.schema, **{**fixed, **chosen})
-        of_trial = arguments if trial is None else dataclasses.replace(arguments, **hp_space(trial))
+        # Not dataclasses.replace: new arguments would reset the devices of the trainer that calls this.
+        of_trial = copy.copy(arguments)
+        for name, value in ({} if trial is None else hp_space(trial)).items():
+            setattr(of_trial, name, value)
         return model_class(calibrate_for_training(config, processor, lists["train"], of_trial))
 
     def hp_space(trial: Any) -> dict[str, Any]:
