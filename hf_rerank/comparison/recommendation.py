@@ -159,9 +159,9 @@ def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recomme
     if name == LOGGED and evidence.display_order and evidence.on_clicks:
         advice = (
             "On these clicks the logged order is hard to beat if they were made in it: items near its top were "
-            "clicked because they were seen. If the lists were logged in the order they come in, train with a position tower "
-            "(--set position_tower=given), which learns this bias apart from the model, and decide by an online test; "
-            "otherwise keep the order that you have"
+            "clicked because they were seen. If the lists were logged in the order they come in, train with a "
+            "position tower (--set position_tower=given), which learns this bias apart from the model, and decide by "
+            "an online test; otherwise keep the order that you have"
         )
         evidence = replace(evidence, display_order=False)  # the limits would say the same
     elif name == LOGGED:
