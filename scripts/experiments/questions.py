@@ -321,8 +321,9 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
     names = [
         arm_name(row["arm"]) if len(models) == 1 else f"{NAMES[row['model']]}, {arm_name(row['arm'])}" for row in rows
     ]
+    names = [name.replace("`", "") for name in names]
     labels = list(dict.fromkeys(names))
-    size = (2.0 + 2.8 * len(worlds), 0.8 + 0.22 * len(labels))
+    size = (2.0 + 2.8 * len(worlds), 1.0 + 0.24 * len(labels))
     figure, axes = plt.subplots(1, len(worlds), figsize=size, sharey=True, squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
         for name, row in zip(names, rows, strict=True):
@@ -335,7 +336,7 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_yticks(range(len(labels)), labels)
         axis.set_xlabel("change in expected clicks, %")
         axis.set_title(f"{ORDERS.get(world[0], world[0])}, {world[1]} items", fontsize=9)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(labels) - 0.4, -0.6)
     _save(figure, axes[0], path)
 
 
@@ -388,10 +389,10 @@ def draw_weights(runs: Runs, path: Path) -> None:
             list(there), [g.mean for g in there.values()], yerr=errors, fmt="o-", capsize=3, label=arm_name(preset)
         )
         obeyed = [np.mean([r["test"]["p1_item_obedience"] for r in arms[names[f]].values()]) for f in there]
-        axes[1].plot(list(there), obeyed, "o-", label=arm_name(preset))
+        axes[1].plot(list(there), obeyed, "o-", label=preset)
     axes[0].axhline(0, color="grey", linewidth=1)
     axes[0].set_ylabel("change in expected clicks, %")
-    axes[1].set_ylabel("P1: share of items that keep their position")
+    axes[1].set_ylabel("P1, share of items")
     for axis in axes:
         axis.set_xscale("log")
         axis.set_xlabel("factor on both weights")
