@@ -54,6 +54,12 @@ def test_the_plan_has_unique_runs_and_every_baseline() -> None:
         assert any(other.arm == "none" and (other.world, other.length) == (run.world, run.length) for other in runs)
 
 
+def test_arms_are_compared_with_the_same_settings_without_principles() -> None:
+    bases = {"augmented_dropout": "none_dropout", "paper_rate0.0001": "none_rate0.0001", "augmented_x10": "none"}
+    bases |= {"no_order": "none", "none_dropout": "none", "none_defaults_without_dropout": "none_defaults"}
+    assert {arm: grid.base_of(arm) for arm in bases} == bases
+
+
 def test_lists_are_grouped_by_whether_they_reach_a_fixed_point() -> None:
     """Two lists with clicks 1 and 3 reach a fixed point; one with 5 does not."""
     values = {
@@ -104,16 +110,14 @@ def test_grid_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(grid, "EPOCHS", 1)
     monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3,))
     monkeypatch.setattr(
-        grid, "PLAN", {"1": [("display", 5, "dlcm", "no_order"), ("trained", 30, "prm", "paper_constraint")]}
+        grid, "PLAN", {"1": [("display", 5, "dlcm", "no_order"), ("trained", 30, "prm", "augmented_random_swap_4")]}
     )
     command = ["grid.py", "--output-dir", str(tmp_path), "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", [*command, "--questions", "1"])
     grid.main()
     files = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert set(files) == {"display-5-dlcm-no_order-0", "trained-30-prm-paper_constraint-0"}
-    made = json.loads((tmp_path / "trained-30-prm-paper_constraint-0.json").read_text())
-    # The factor starts at 0.1 and doubles after the first evaluation, which is the best so far.
-    assert made["factors"] == {"convergence": pytest.approx(0.2), "adversarial": pytest.approx(0.2)}
+    assert set(files) == {"display-5-dlcm-no_order-0", "trained-30-prm-augmented_random_swap_4-0"}
+    made = json.loads((tmp_path / "trained-30-prm-augmented_random_swap_4-0.json").read_text())
     settled = [made["fixed_points"].get(group, {"lists": 0})["lists"] for group in ("reach", "do_not_reach")]
     assert sum(settled) == made["test"]["lists"]
     grid.main()

@@ -266,25 +266,25 @@ def test_untested_options_are_reported_once(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, ("epoch", "epoch", 500, True, "ndcg@10")),
-        ({"eval_strategy": "no"}, ("no", "epoch", 500, False, None)),
-        ({"eval_strategy": "steps"}, ("steps", "steps", 500, True, "ndcg@10")),
-        ({"eval_strategy": "steps", "eval_steps": 3}, ("steps", "steps", 3, True, "ndcg@10")),
-        ({"eval_strategy": "steps", "eval_steps": 3, "save_steps": 6}, ("steps", "steps", 6, True, "ndcg@10")),
-        ({"eval_strategy": "steps", "logging_steps": 7}, ("steps", "steps", 7, True, "ndcg@10")),
-        ({"save_strategy": "no"}, ("epoch", "no", 500, False, None)),
-        ({"save_strategy": "best"}, ("epoch", "best", 500, True, "ndcg@10")),
-        ({"save_strategy": "best", "load_best_model_at_end": False}, ("epoch", "best", 500, False, "ndcg@10")),
+        ({}, ("epoch", "epoch", 500, True)),
+        ({"eval_strategy": "no"}, ("no", "epoch", 500, False)),
+        ({"eval_strategy": "steps"}, ("steps", "steps", 500, True)),
+        ({"eval_strategy": "steps", "eval_steps": 3}, ("steps", "steps", 3, True)),
+        ({"eval_strategy": "steps", "eval_steps": 3, "save_steps": 6}, ("steps", "steps", 6, True)),
+        ({"eval_strategy": "steps", "logging_steps": 7}, ("steps", "steps", 7, True)),
+        ({"save_strategy": "no"}, ("epoch", "no", 500, False)),
+        ({"save_strategy": "best"}, ("epoch", "best", 500, True)),
+        ({"save_strategy": "best", "load_best_model_at_end": False}, ("epoch", "best", 500, False)),
         (
             {"eval_strategy": "steps", "save_strategy": "epoch", "load_best_model_at_end": False},
-            ("steps", "epoch", 500, False, None),
+            ("steps", "epoch", 500, False),
         ),
     ],
 )
 def test_save_strategy_follows_eval_strategy(tmp_path: Path, options: Any, expected: Any) -> None:
     args = RerankTrainingArguments(str(tmp_path), use_cpu=True, **options)
     strategies = (args.eval_strategy.value, args.save_strategy.value, args.save_steps)
-    assert (*strategies, args.load_best_model_at_end, args.metric_for_best_model) == expected
+    assert (*strategies, args.load_best_model_at_end) == expected
 
 
 # ------------------------------------------------------------------------------------------ metrics of the best
